@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Disk images: the only image header that tools and the plugin include.
+ *
+ * A chain is a leaf and its parents down to the base; layer 0 is the leaf. What the guest sees
+ * at an offset is decided by img_map() and nothing else. Offsets and lengths are bytes.
+ * A chain may be used by many threads at once, except where a function says otherwise.
+ */
+#ifndef IMG_H
+#define IMG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "err.h"
+
+#define IMG_MAX_LAYERS 256
+#define IMG_UUID_STR 37	       /* bytes of a printed UUID, with the NUL */
+#define IMG_VHD_MAX_SIZE (2040ull << 30) /* vhd-format §19 */
+
+enum img_type { IMG_RAW, IMG_FIXED, IMG_DYNAMIC, IMG_DIFFERENCING };
+
+/* What is known of one layer. Strings belong to the layer. */
+struct img_info {
+	enum img_type type;
+	const char *format;	 /* "vhd" or "raw" */
+	uint64_t size;		 /* virtual size */
+	uint64_t file_size;
+	uint64_t allocated;	 /* bytes of the file system's blocks */
+	uint32_t block_size;	 /* 0: no blocks */
+	uint32_t blocks;	 /* entries of the BAT that the size needs */
+	bool has_uuid;
+	uint8_t uuid[16];
+	bool has_parent;
+	uint8_t parent_uuid[16]; /* all zero: the parent is raw */
+	const char *parent_name; /* as the child names it, UTF-8; NULL: none */
+	char creator[5];	 /* printable; "" for raw */
+	uint32_t creator_version;
+	uint32_t timestamp;	 /* seconds since 2000-01-01 UTC, 0: unset */
+	uint16_t cylinders;
+	uint8_t heads, sectors;
+	bool saved_state;
+	bool hidden;		 /* XenServer: parent only */
+	const char *warning;	 /* what was tolerated while opening, or NULL */
+};
+
+struct img;	  /* one layer */
+struct img_chain;
+
+struct img_open {
+	bool writable;		/* the leaf; parents are always read-only */
+	bool unlocked;		/* no lock at all: only to look at a disk in use */
+	bool single;		/* the leaf alone: parents are not even searched */
+	bool raw;		/* the leaf is raw whatever its bytes say */
+	bool parent_anywhere;
+	const char *const *parent_dirs;
+	size_t nparent_dirs;
+	bool merge;		/* layer 1 writable as well; only for img_merge() */
+};
+
+int img_open(struct img_chain **out, const char *path, const struct img_open *opts,
+	     struct img_err *err);
+/* Closes without syncing; NULL is fine. */
+void img_close(struct img_chain *c);
+
+uint64_t img_size(const struct img_chain *c);
+unsigned img_layers(const struct img_chain *c);
+const struct img_info *img_layer_info(const struct img_chain *c, unsigned layer);
+/* As it was opened, and resolved. */
+const char *img_layer_path(const struct img_chain *c, unsigned layer);
+const char *img_layer_real(const struct img_chain *c, unsigned layer);
+/* The layer that is the file PATH (device and inode), or -1: not in the chain. */
+int img_find_layer(const struct img_chain *c, const char *path, struct img_err *err);
+/* "raw", "fixed", "dynamic", "differencing" */
+const char *img_type_name(enum img_type type);
+void img_uuid_str(const uint8_t uuid[16], char out[IMG_UUID_STR]);
+/* A new random (version 4) UUID, in Windows' byte order (vhd-format §5.2). */
+void img_uuid_new(uint8_t uuid[16]);
+
+enum img_kind {
+	IMG_DATA_RUN, /* bytes of a layer's file */
+	IMG_ZERO_RUN, /* no layer has it, or a file-system hole in a file's data */
+	IMG_BELOW_RUN, /* no layer above BASE has it */
+};
+
+struct img_run {
+	enum img_kind kind;
+	unsigned layer;	   /* DATA: which layer */
+	uint64_t off, len; /* of the disk */
+	uint64_t file_off; /* DATA: where in the layer's file */
+};
+
+/*
+ * The longest run from OFF on, at most LEN, that is of one kind and (DATA) contiguous in one file. Layers
+ * from BASE on are not looked at: what only they could have is BELOW; pass img_layers(c) for
+ * the whole chain. OFF + LEN must lie inside the disk.
+ */
+int img_map(struct img_chain *c, uint64_t off, uint64_t len, unsigned base, struct img_run *run,
+	    struct img_err *err);
+
+/* The bytes of a DATA run (or a part of one: adjust off, len and file_off alike). */
+int img_read_run(struct img_chain *c, const struct img_run *run, void *buf, struct img_err *err);
+
+/* What the guest sees. */
+int img_read(struct img_chain *c, void *buf, uint64_t off, uint64_t len, struct img_err *err);
+
+/*
+ * Guest writes to the leaf, any byte range that is a multiple of 512. When these return, the change survives the death of this process;
+ * after img_flush() (or with FUA) it survives power loss. Until then a sector reads old or
+ * new after power loss, never anything else: data is durable before the bit or BAT entry that shows it.
+ */
+int img_write(struct img_chain *c, const void *buf, uint64_t off, uint64_t len, bool fua,
+	      struct img_err *err);
+/* Reads as zeros afterwards; a parent never shines through. */
+int img_zero(struct img_chain *c, uint64_t off, uint64_t len, bool fua, struct img_err *err);
+/* Gives back space of what the leaf itself holds; such sectors read as zeros. */
+int img_trim(struct img_chain *c, uint64_t off, uint64_t len, struct img_err *err);
+int img_flush(struct img_chain *c, struct img_err *err);
+
+/*
+ * A new image, under its name only when whole and durable.
+ */
+struct img_create {
+	enum img_type type;
+	uint64_t size;		/* multiple of 512, except raw */
+	uint32_t block_size;	/* 0: 2 MiB */
+	const uint8_t *uuid;	/* NULL: a new random one */
+	const char *creator;	/* 4 letters; NULL: "win " (vhd-format §3) */
+	bool force;		/* replace an existing file */
+	/* differencing only */
+	const char *parent_path; /* recorded in the locators */
+	const uint8_t *parent_uuid; /* all zero: raw parent */
+	uint32_t parent_timestamp;
+};
+int img_create(const char *path, const struct img_create *opts, struct img_err *err);
+
+/*
+ * The same in two steps, for a writer that fills the image first: it is open for img_write() under a temporary name;
+ * img_create_finish() syncs it, gives it its name and closes the chain; img_create_abort()
+ * removes it. OPTS must stay alive until then. The parent of a differencing image is not opened:
+ * such an image can be written and closed, not read where it has no data.
+ */
+struct img_new;
+int img_create_begin(struct img_new **out, const char *path, const struct img_create *opts,
+		     struct img_err *err);
+struct img_chain *img_new_chain(struct img_new *n);
+int img_create_finish(struct img_new *n, struct img_err *err);
+void img_create_abort(struct img_new *n);
+
+/* An empty differencing child of PARENT (which must open as a chain under OPTS). */
+int img_snapshot(const char *parent, const char *child, const struct img_open *opts, bool force,
+		 struct img_err *err);
+
+/*
+ * Live snapshot. img_push_open opens CHILD (an empty differencing child of the present leaf) and locks it;
+ * img_push makes it the new leaf: the caller must hold off all other users of the chain and
+ * have flushed it. A layer that was not pushed is given to img_push_cancel.
+ */
+int img_push_open(struct img_chain *c, const char *child, struct img **layer,
+		  struct img_err *err);
+int img_push(struct img_chain *c, struct img *layer, struct img_err *err);
+void img_push_cancel(struct img *layer);
+
+/*
+ * Folds layer 0 into layer 1, in place. The chain was opened with .writable and .merge. Crash-safe and
+ * re-runnable: HACKING.md gives the order and the argument. PROGRESS (may be NULL) is told
+ * bytes done and planned, and returns non-zero to stop (IMG_AGAIN, the same call finishes).
+ */
+struct img_merge_stats {
+	uint64_t bytes;	      /* data moved */
+	uint64_t new_blocks;  /* allocated in the parent */
+	uint64_t growth;      /* bytes the parent's file grew, an upper bound before the merge */
+	uint64_t space_free;  /* on the parent's file system */
+};
+/* Only looks: what a merge would do, and every reason why it cannot. */
+int img_merge_plan(struct img_chain *c, struct img_merge_stats *stats, struct img_err *err);
+int img_merge(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
+	      void *ctx, struct img_merge_stats *stats, struct img_err *err);
+
+/* Content sum (vhd-sum(1)): independent of layout, equal for equal guest-visible content. */
+#define IMG_SUM_CHUNK (1u << 20)
+#define IMG_SUM_STR 33 /* bytes of a printed sum, with the NUL */
+struct img_sum; /* takes the disk's bytes in ascending order */
+struct img_sum *img_sum_new(uint64_t size);
+void img_sum_free(struct img_sum *s);
+void img_sum_data(struct img_sum *s, const void *buf, size_t len);
+void img_sum_zeros(struct img_sum *s, uint64_t len);
+/* Lower-case hexadecimal; all SIZE bytes must have been given. */
+void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR]);
+/* The sum of a whole chain. PROGRESS as for img_merge(). */
+int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
+		  void *ctx, char out[IMG_SUM_STR], struct img_err *err);
+
+#endif

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* What every tool shares: usage, sizes, progress, exit codes, signals. */
+#ifndef CLI_H
+#define CLI_H
+
+#include <getopt.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <time.h>
+
+#include "img.h"
+
+/* Long options without a short form start here. */
+enum { CLI_LONG = 256, CLI_PARENT_DIR, CLI_PARENT_ANYWHERE, CLI_JSON, CLI_PROGRESS, CLI_TOOL = 300 };
+
+/* The name, for messages and --version, and the text of --help. Call first in main. */
+void cli_init(const char *tool, const char *help);
+_Noreturn void cli_help(void);	  /* to stdout, 0 */
+_Noreturn void cli_version(void); /* to stdout, 0 */
+/* "TOOL: message" and a hint at --help on stderr, 64. */
+_Noreturn void cli_usage(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* Prints the message, if there is one; returns the exit status. */
+int cli_fail(const struct img_err *err);
+/* The end of every main: a stdout that could not be written turns STATUS 0 into 74. */
+int cli_exit(int status);
+
+/* 512M, 10G, 2T (powers of 1024) or bytes. False: not a size. */
+bool cli_size(const char *s, uint64_t *out);
+/* The same, and 100mbit (bits a second, powers of 1000). Bytes a second. */
+bool cli_rate(const char *s, uint64_t *out);
+/* "1.5 GiB" into buf (at least 32 bytes); returns buf. */
+const char *cli_human(uint64_t bytes, char *buf);
+
+/*
+ * The options that every tool with a chain has. cli_common() takes those that getopt_long
+ * returned and it knows (h, V, q, parent dirs …); false: the tool's own.
+ */
+#define CLI_COMMON_SHORT "hqV"
+#define CLI_COMMON_LONG                                                                            \
+	{ "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' },                 \
+	{ "quiet", no_argument, NULL, 'q' }, { "progress", required_argument, NULL, CLI_PROGRESS }
+#define CLI_CHAIN_LONG                                                                             \
+	{ "parent-dir", required_argument, NULL, CLI_PARENT_DIR },                                 \
+	{ "parent-anywhere", no_argument, NULL, CLI_PARENT_ANYWHERE }
+
+struct cli_common {
+	bool quiet;
+	bool progress_json;
+	struct img_open open; /* parent_dirs from --parent-dir and QSM_PARENT_PATH */
+	const char *dirs[64];
+};
+void cli_common_init(struct cli_common *c);
+bool cli_common(struct cli_common *c, int opt, const char *optarg_);
+
+/*
+ * Progress: a bar on stderr when that is a terminal, JSON lines with --progress=json, nothing with --quiet.
+ * cli_progress is an img_merge/img_sum callback (ctx: struct cli_progress) and returns
+ * non-zero after SIGINT or SIGTERM.
+ */
+struct cli_progress {
+	const struct cli_common *common;
+	const char *what;
+	struct timespec start, last;
+	bool shown;
+};
+void cli_progress_start(struct cli_progress *p, const struct cli_common *c, const char *what);
+int cli_progress(void *ctx, uint64_t done, uint64_t planned);
+void cli_progress_end(struct cli_progress *p, uint64_t done);
+
+/* SIGINT and SIGTERM set a flag that cli_interrupted() shows; SIGPIPE is ignored (EPIPE instead). */
+void cli_catch_signals(void);
+bool cli_interrupted(void);
+
+/* A JSON string with its quotes; bytes that are not UTF-8 become U+FFFD. */
+void cli_json_string(FILE *f, const char *s);
+
+#endif
