@@ -552,9 +552,12 @@ static pid_t start(int (*job)(const struct options *), const struct options *opt
 	return pid;
 }
 
-static int power_button(void)
+/* Keyboards have the key too: all devices that can send it are watched. */
+static int power_buttons(struct pollfd *fds, int max)
 {
-	for (int i = 0; i < 16; i++) {
+	int n = 0;
+
+	for (int i = 0; i < 16 && n < max; i++) {
 		char path[32];
 		uint8_t bits[KEY_MAX / 8 + 1] = {0};
 		int fd;
@@ -565,10 +568,11 @@ static int power_button(void)
 			continue;
 		if (ioctl(fd, EVIOCGBIT(EV_KEY, sizeof(bits)), bits) >= 0 &&
 		    (bits[KEY_POWER / 8] >> KEY_POWER % 8 & 1))
-			return fd;
-		close(fd);
+			fds[n++] = (struct pollfd){.fd = fd, .events = POLLIN};
+		else
+			close(fd);
 	}
-	return -1;
+	return n;
 }
 
 static int button_pressed(int fd)
@@ -576,7 +580,7 @@ static int button_pressed(int fd)
 	struct input_event ev;
 	int pressed = 0;
 
-	while (fd >= 0 && read(fd, &ev, sizeof(ev)) == (ssize_t)sizeof(ev))
+	while (read(fd, &ev, sizeof(ev)) == (ssize_t)sizeof(ev))
 		if (ev.type == EV_KEY && ev.code == KEY_POWER && ev.value == 1)
 			pressed = 1;
 	return pressed;
@@ -630,15 +634,17 @@ int main(void)
 	}
 	start(use_network, &opt);
 
-	struct pollfd button = {.fd = power_button(), .events = POLLIN};
+	struct pollfd buttons[4];
+	int nbuttons = power_buttons(buttons, 4);
 	for (;;) {
 		int status;
 		int64_t now = now_us();
 
 		say("ALIVE %s %lld.%06lld", boot_id, (long long)(now / 1000000), (long long)(now % 1000000));
-		poll(&button, 1, 1000);
-		if (button_pressed(button.fd))
-			power_off("button");
+		poll(buttons, nbuttons, 1000);
+		for (int i = 0; i < nbuttons; i++)
+			if (button_pressed(buttons[i].fd))
+				power_off("button");
 		for (pid_t p; (p = waitpid(-1, &status, WNOHANG)) > 0;)
 			if (p == recorder && opt.count > 0)
 				power_off("count");
