@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Durable changes of names: nothing appears before it is whole, and a change survives power loss. */
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "io.h"
+
+const char *io_basename(const char *path)
+{
+	const char *slash = strrchr(path, '/');
+
+	return slash ? slash + 1 : path;
+}
+
+char *io_dirname(const char *path)
+{
+	const char *base = io_basename(path);
+
+	if (base == path)
+		return strdup(".");
+	if (base == path + 1)
+		return strdup("/");
+	return strndup(path, (size_t)(base - path - 1));
+}
+
+/* A name beside PATH that nobody uses: hidden, recognisable, random. Owned by the caller. */
+static char *temporary_name(const char *path)
+{
+	char *dir = io_dirname(path), *name = NULL;
+	unsigned long long r = 0;
+	int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+
+	if (fd >= 0) {
+		if (read(fd, &r, sizeof(r)) < 0)
+			r = 0;
+		close(fd);
+	}
+	if (dir && asprintf(&name, "%s/.%.200s.%016llx.tmp", dir, io_basename(path),
+			    r ^ (unsigned long long)getpid()) < 0)
+		name = NULL;
+	free(dir);
+	return name;
+}
+
+int io_sync_dir_of(const char *path, struct img_err *err)
+{
+	char *dir = io_dirname(path);
+	int fd = dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	int rc = 0;
+
+	if (fd < 0 || fsync(fd) < 0)
+		rc = img_err_errno(err, dir ? errno : ENOMEM, "%s: cannot sync its folder", path);
+	if (fd >= 0)
+		close(fd);
+	free(dir);
+	return rc;
+}
+
+static int exists_error(const char *path, struct img_err *err)
+{
+	return img_err_set(err, IMG_CANTCREAT,
+			   "%s: exists; nothing is overwritten without --force", path);
+}
+
+int io_create(struct io_new *n, const char *path, bool force, struct img_err *err)
+{
+	struct stat st;
+
+	io_init(&n->file);
+	n->tmp = NULL;
+	n->final = strdup(path);
+	if (!n->final)
+		return img_err_errno(err, ENOMEM, "%s", path);
+	if (lstat(path, &st) == 0 && !force) {
+		exists_error(path, err);
+		goto fail;
+	}
+	n->tmp = temporary_name(path);
+	n->file.path = strdup(path);
+	n->file.writable = true;
+	if (!n->tmp || !n->file.path) {
+		img_err_errno(err, ENOMEM, "%s", path);
+		goto fail;
+	}
+	n->file.fd = open(n->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	if (n->file.fd < 0) {
+		int errnum = errno;
+
+		free(n->tmp);
+		n->tmp = NULL;
+		if (errnum == ENOENT || errnum == ENOTDIR)
+			img_err_set(err, IMG_CANTCREAT, "%s: cannot create: %s", path, strerror(errnum));
+		else
+			img_err_errno(err, errnum, "%s: cannot create", path);
+		goto fail;
+	}
+	n->file.real = realpath(n->tmp, NULL);
+	return 0;
+fail:
+	io_discard(n);
+	return -1;
+}
+
+static int rename_new(const char *from, const char *to, bool force)
+{
+#if defined(HAVE_RENAMEAT2) && defined(RENAME_NOREPLACE)
+	if (!force) {
+		if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
+			return 0;
+		if (errno != EINVAL && errno != ENOSYS)
+			return -1;
+	}
+#endif
+	if (!force) {
+		if (link(from, to) < 0)
+			return -1;
+		return unlink(from);
+	}
+	return rename(from, to);
+}
+
+int io_publish(struct io_new *n, bool force, struct img_err *err)
+{
+	if (fsync(n->file.fd) < 0)
+		return img_err_errno(err, errno, "%s: sync failed", n->final);
+	if (rename_new(n->tmp, n->final, force) < 0)
+		return errno == EEXIST ?
+			       exists_error(n->final, err) :
+			       img_err_errno(err, errno, "%s: cannot give the new file its name", n->final);
+	free(n->tmp);
+	n->tmp = NULL;
+	return io_sync_dir_of(n->final, err);
+}
+
+void io_discard(struct io_new *n)
+{
+	if (n->tmp)
+		unlink(n->tmp);
+	free(n->tmp);
+	free(n->final);
+	n->tmp = n->final = NULL;
+	io_close(&n->file);
+}
+
+int io_unlink(const char *path, struct img_err *err)
+{
+	if (unlink(path) < 0)
+		return img_err_errno(err, errno, "%s: cannot remove", path);
+	return io_sync_dir_of(path, err);
+}
+
+int io_symlink_replace(const char *path, const char *target, struct img_err *err)
+{
+	char *tmp = temporary_name(path);
+	int rc = -1;
+
+	if (!tmp)
+		return img_err_errno(err, ENOMEM, "%s", path);
+	if (symlink(target, tmp) < 0) {
+		img_err_errno(err, errno, "%s: cannot create a symbolic link beside it", path);
+	} else if (rename(tmp, path) < 0) {
+		img_err_errno(err, errno, "%s: cannot replace", path);
+		unlink(tmp);
+	} else {
+		rc = io_sync_dir_of(path, err);
+	}
+	free(tmp);
+	return rc;
+}
+
+int io_store(const char *path, const void *buf, size_t len, mode_t mode, struct img_err *err)
+{
+	struct io_new n;
+	int rc = -1;
+
+	if (io_create(&n, path, true, err) < 0)
+		return -1;
+	if (fchmod(n.file.fd, mode) < 0)
+		img_err_errno(err, errno, "%s: cannot set the mode", path);
+	else if (io_write(&n.file, buf, len, 0, err) == 0)
+		rc = io_publish(&n, true, err);
+	io_discard(&n);
+	return rc;
+}
