@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# shellcheck shell=bash
+# What every test file loads: `load helper`. The tools come from $QSM_BUILD (default: build in the
+# source tree), the scripts from the source tree.
+
+bats_require_minimum_version 1.5.0
+
+top=$(cd "$BATS_TEST_DIRNAME/.." && pwd)
+: "${QSM_BUILD:=$top/build}"
+export top QSM_BUILD
+case :$PATH: in
+*":$QSM_BUILD/src:"*) ;;
+*) PATH=$QSM_BUILD/src:$top/scripts:$PATH:/usr/sbin:/sbin ;;
+esac
+export PATH
+export QSM_PLUGIN=${QSM_PLUGIN:-$QSM_BUILD/plugin/nbdkit-vhd-plugin.so}
+export LC_ALL=C.UTF-8
+# Nothing of the caller's may leak in, and nothing of the tests out.
+unset QSM_PARENT_PATH QSM_LAB QSM_LAB_HOST QSM_VM_DIR QSM_RUN_DIR QSM_STATE_DIR QSM_NET_DIR
+
+# fail MESSAGE…: what was wrong, shown with the last `run`.
+fail() {
+	printf '%s\n' "$@" >&2
+	if [ -n "${output+set}" ]; then
+		printf 'status %s, output:\n%s\n' "${status:-?}" "$output" >&2
+	fi
+	return 1
+}
+
+# assert_status N: of the last `run`.
+assert_status() {
+	[ "$status" -eq "$1" ] || fail "expected exit status $1"
+}
+
+# assert_output_has TEXT: somewhere in the output of the last `run`.
+assert_output_has() {
+	case $output in
+	*"$1"*) ;;
+	*) fail "expected in the output: $1" ;;
+	esac
+}
+
+# needs_root: skips a test that cannot be run by anybody else.
+needs_root() {
+	[ "$(id -u)" = 0 ] || skip "needs root"
+}
+
+# wait_for SECONDS COMMAND…: until the command succeeds.
+wait_for() {
+	local tries=$(($1 * 20))
+	shift
+	until "$@"; do
+		tries=$((tries - 1))
+		[ "$tries" -gt 0 ] || fail "waited in vain for: $*"
+		sleep 0.05
+	done
+}
