@@ -71,8 +71,8 @@ struct stream_totals {
 struct stream_writer;
 
 /*
- * Sends the preamble and BEGIN; the stream's id is made here and put into BEGIN. LEVEL is zstd's, 0: no
- * compression. TO is copied.
+ * Sends the preamble and BEGIN; the stream's id is made here and put into BEGIN. LEVEL is zstd's,
+ * 0: no compression. TO is copied.
  */
 int stream_write_begin(struct stream_writer **out, const struct stream_pipe *to, int level,
 		       struct stream_begin *begin, struct img_err *err);
@@ -103,8 +103,8 @@ struct stream_visitor {
 };
 
 /*
- * Reads one stream up to its END and the end of the file behind it. All else is an error: IMG_PROTO,
- * that of the pipe, or the visitor's.
+ * Reads one stream up to its END and the end of the file behind it. All else is an error:
+ * IMG_PROTO, that of the pipe, or the visitor's.
  */
 int stream_read(const struct stream_pipe *from, const struct stream_visitor *visitor,
 		struct stream_totals *totals, struct img_err *err);

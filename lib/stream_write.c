@@ -1,0 +1,355 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The sending side. Data lies in one aligned buffer from the read of the source to the write into
+ * the pipe; headers are kept apart and both go out in one writev().
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "bytes.h"
+#include "stream_impl.h"
+
+enum {
+	SPACE = 2 << 20,      /* of data, read but not yet written */
+	FLUSH_AT = 512 << 10, /* still in the processor's cache */
+	QUEUE = 256,	      /* records */
+	ZERO_UNIT = 64 << 10, /* shorter zeros stay data: they cost less than two more records */
+};
+
+struct stream_writer {
+	struct stream_pipe to;
+	struct stream_codec *codec;
+	enum stream_kind kind;
+	uint64_t size, seed, seq;
+	uint64_t pos; /* of the disk: everything below was given */
+	uint8_t sum[STREAM_SUM];
+	struct stream_totals totals;
+	struct img_sum *content;     /* whole disks */
+	uint64_t zero_off, zero_len; /* not yet a record, may grow */
+	uint64_t mark_bytes;	     /* the last checkpoint */
+	struct timespec mark_time;
+	bool broken; /* the pipe took a part of a record and no more */
+	uint8_t *space, *packed, *control;
+	size_t used, packed_used;
+	uint8_t heads[QUEUE][STREAM_HEADER];
+	struct iovec iov[2 * QUEUE + 1];
+	int nheads, niov;
+	size_t queued;
+};
+
+void stream_writer_free(struct stream_writer *w)
+{
+	if (!w)
+		return;
+	stream_codec_free(w->codec);
+	img_sum_free(w->content);
+	free(w->space);
+	free(w->packed);
+	free(w->control);
+	free(w);
+}
+
+static int flush(struct stream_writer *w, struct img_err *err)
+{
+	int n = w->niov;
+
+	w->niov = w->nheads = 0;
+	w->queued = w->packed_used = w->used = 0;
+	if (w->broken)
+		return img_err_set(err, IMG_BUG, "%s: written to after an error", w->to.name);
+	if (w->to.fd >= 0 && stream_pipe_write(&w->to, w->iov, n, err)) {
+		w->broken = true;
+		return -1;
+	}
+	return 0;
+}
+
+static void queue(struct stream_writer *w, const void *buf, size_t len)
+{
+	w->iov[w->niov++] = (struct iovec){(void *)(uintptr_t)buf, len};
+	w->queued += len;
+	w->totals.wire_bytes += len;
+}
+
+/* PAYLOAD stays where it is until the next flush. */
+static int emit(struct stream_writer *w, struct stream_head *h, const void *payload,
+		struct img_err *err)
+{
+	uint8_t *head = w->heads[w->nheads++];
+
+	h->seq = w->seq++;
+	stream_head_put(head, h, payload, w->seed);
+	stream_sum_link(w->sum, head);
+	w->totals.records++;
+	queue(w, head, STREAM_HEADER);
+	if (h->stored)
+		queue(w, payload, h->stored);
+	return w->queued >= FLUSH_AT || w->nheads == QUEUE ? flush(w, err) : 0;
+}
+
+static int emit_control(struct stream_writer *w, enum stream_type type, unsigned flags,
+			uint64_t off, size_t len, struct img_err *err)
+{
+	struct stream_head h = {.off = off, .len = len, .stored = (uint32_t)len};
+
+	h.type = (uint16_t)type;
+	h.flags = (uint16_t)flags;
+	if (emit(w, &h, w->control, err))
+		return -1;
+	return flush(w, err);
+}
+
+static void new_sum(const struct stream_writer *w, struct stream_marks *m)
+{
+	m->wire_bytes = w->totals.wire_bytes;
+	memcpy(m->sum, w->sum, STREAM_SUM);
+	m->totals = w->totals;
+}
+
+static int allocate(struct stream_writer *w, int level, struct img_err *err)
+{
+	void *space = NULL, *packed = NULL;
+
+	if (posix_memalign(&space, 4096, SPACE) || !(w->control = malloc(STREAM_MAX_CONTROL)))
+		goto nomem;
+	w->space = space;
+	if (w->kind == STREAM_WHOLE && !(w->content = img_sum_new(w->size)))
+		goto nomem;
+	if (!level)
+		return 0;
+	if (posix_memalign(&packed, 4096, SPACE))
+		goto nomem;
+	w->packed = packed;
+	w->codec = stream_codec_new(level, err);
+	return w->codec ? 0 : -1;
+nomem:
+	if (!w->space)
+		free(space);
+	return img_err_errno(err, ENOMEM, "%s", w->to.name);
+}
+
+int stream_write_begin(struct stream_writer **out, const struct stream_pipe *to, int level,
+		       struct stream_begin *begin, struct img_err *err)
+{
+	struct stream_writer *w = calloc(1, sizeof(*w));
+	uint8_t preamble[STREAM_PREAMBLE];
+
+	*out = NULL;
+	if (!w)
+		return img_err_errno(err, ENOMEM, "%s", to->name);
+	w->to = *to;
+	w->kind = begin->kind;
+	w->size = begin->size;
+	if (allocate(w, level, err))
+		goto fail;
+	img_uuid_new(begin->stream_id);
+	begin->compressed = level != 0;
+	w->seed = stream_seed(begin->stream_id);
+	clock_gettime(CLOCK_MONOTONIC, &w->mark_time);
+	stream_pipe_tune(&w->to);
+	stream_preamble_put(preamble, begin);
+	stream_sum_begin(w->sum, preamble);
+	queue(w, preamble, sizeof(preamble));
+	if (emit_control(w, STREAM_BEGIN, STREAM_CRITICAL, 0, stream_begin_put(w->control, begin),
+			 err))
+		goto fail;
+	*out = w;
+	return 0;
+fail:
+	stream_writer_free(w);
+	return -1;
+}
+
+int stream_write_space(struct stream_writer *w, size_t len, uint8_t **buf, struct img_err *err)
+{
+	if (len > STREAM_PIECE)
+		return img_err_set(err, IMG_BUG, "%s: a piece of %zu bytes", w->to.name, len);
+	if (w->used + len > SPACE && flush(w, err))
+		return -1;
+	*buf = w->space + w->used;
+	return 0;
+}
+
+static int in_order(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err)
+{
+	if (!len || off < w->pos || off > w->size || len > w->size - off ||
+	    (w->kind == STREAM_WHOLE && off != w->pos))
+		return img_err_set(err, IMG_BUG, "%s: %llu bytes at %llu are out of order",
+				   w->to.name, (unsigned long long)len, (unsigned long long)off);
+	w->pos = off + len;
+	return 0;
+}
+
+static int emit_zero(struct stream_writer *w, struct img_err *err)
+{
+	struct stream_head h = {.off = w->zero_off,
+				.len = w->zero_len,
+				.type = STREAM_ZERO,
+				.flags = STREAM_CRITICAL};
+
+	if (!w->zero_len)
+		return 0;
+	w->totals.zero_records++;
+	w->totals.zero_bytes += w->zero_len;
+	w->zero_len = 0;
+	return emit(w, &h, NULL, err);
+}
+
+static int add_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err)
+{
+	if (w->content)
+		img_sum_zeros(w->content, len);
+	if (w->zero_len && w->zero_off + w->zero_len == off) {
+		w->zero_len += len;
+		return 0;
+	}
+	if (emit_zero(w, err))
+		return -1;
+	w->zero_off = off;
+	w->zero_len = len;
+	return 0;
+}
+
+static int add_data(struct stream_writer *w, uint64_t off, const uint8_t *buf, size_t len,
+		    struct img_err *err)
+{
+	struct stream_head h = {.off = off,
+				.len = len,
+				.stored = (uint32_t)len,
+				.type = STREAM_DATA,
+				.flags = STREAM_CRITICAL};
+	size_t n;
+
+	if (emit_zero(w, err))
+		return -1;
+	if (w->content)
+		img_sum_data(w->content, buf, len);
+	w->totals.data_records++;
+	w->totals.data_bytes += len;
+	if (!w->codec)
+		return emit(w, &h, buf, err);
+	if (w->packed_used + len > SPACE && flush(w, err))
+		return -1;
+	n = stream_pack(w->codec, buf, len, w->packed + w->packed_used);
+	if (!n)
+		return emit(w, &h, buf, err);
+	buf = w->packed + w->packed_used;
+	w->packed_used += n;
+	h.stored = (uint32_t)n;
+	h.flags |= STREAM_ZSTD;
+	return emit(w, &h, buf, err);
+}
+
+/* By bytes, and by time so that a slow link has some too. A dry run's count must not depend on
+ * how fast it was. */
+static int checkpoint(struct stream_writer *w, struct img_err *err)
+{
+	struct stream_marks m;
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (w->totals.wire_bytes - w->mark_bytes < STREAM_CHECKPOINT_BYTES &&
+	    (w->to.fd < 0 || now.tv_sec - w->mark_time.tv_sec < STREAM_CHECKPOINT_SECONDS))
+		return 0;
+	if (emit_zero(w, err))
+		return -1;
+	new_sum(w, &m);
+	w->totals.checkpoints++;
+	if (emit_control(w, STREAM_CHECKPOINT, 0, w->pos, stream_checkpoint_put(w->control, &m),
+			 err))
+		return -1;
+	w->mark_bytes = w->totals.wire_bytes;
+	w->mark_time = now;
+	return 0;
+}
+
+int stream_write_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err)
+{
+	if (in_order(w, off, len, err) || add_zero(w, off, len, err))
+		return -1;
+	return checkpoint(w, err);
+}
+
+/* The end of the run from FROM on whose units are all zero or all not. */
+static size_t same_until(uint64_t off, const uint8_t *buf, size_t from, size_t len, bool *zero)
+{
+	size_t end = from;
+
+	while (end < len) {
+		size_t n = (size_t)u64_min(len - end, ZERO_UNIT - (off + end) % ZERO_UNIT);
+		bool z = bytes_are_zero(buf + end, n);
+
+		if (end == from)
+			*zero = z;
+		else if (z != *zero)
+			break;
+		end += n;
+	}
+	return end;
+}
+
+int stream_write_data(struct stream_writer *w, uint64_t off, const uint8_t *buf, size_t len,
+		      struct img_err *err)
+{
+	if (in_order(w, off, len, err))
+		return -1;
+	for (size_t done = 0, end; done < len; done = end) {
+		bool zero = false;
+
+		end = same_until(off, buf, done, len, &zero);
+		if (zero ? add_zero(w, off + done, end - done, err)
+			 : add_data(w, off + done, buf + done, end - done, err))
+			return -1;
+	}
+	/* What a flush took along need not be kept. */
+	w->used = w->niov ? (size_t)(buf - w->space) + len : 0;
+	return checkpoint(w, err);
+}
+
+int stream_write_end(struct stream_writer *w, struct stream_totals *totals, struct img_err *err)
+{
+	struct stream_marks m;
+
+	if (w->kind == STREAM_WHOLE && w->pos != w->size)
+		return img_err_set(err, IMG_BUG, "%s: ends at %llu of %llu", w->to.name,
+				   (unsigned long long)w->pos, (unsigned long long)w->size);
+	if (emit_zero(w, err))
+		return -1;
+	if (w->content)
+		img_sum_final(w->content, w->totals.content_sum);
+	new_sum(w, &m);
+	if (emit_control(w, STREAM_END, STREAM_CRITICAL, w->size, stream_end_put(w->control, &m),
+			 err))
+		return -1;
+	stream_sum_str(w->sum, w->totals.stream_sum);
+	*totals = w->totals;
+	return 0;
+}
+
+void stream_write_abort(struct stream_writer *w, const struct img_err *why)
+{
+	struct img_err ignored = {0};
+
+	if (!w || w->broken)
+		return;
+	(void)emit_control(w, STREAM_ABORT, STREAM_CRITICAL, 0, stream_abort_put(w->control, why),
+			   &ignored);
+}
+
+uint64_t stream_bound(const struct stream_begin *begin)
+{
+	struct stream_marks m = {.totals = {.content_sum = "00000000000000000000000000000000"}};
+	uint8_t buf[4096];
+	uint64_t mark = STREAM_HEADER + stream_checkpoint_put(buf, &m);
+	uint64_t n = begin->planned_bytes + begin->planned_records * STREAM_HEADER;
+
+	if (begin->kind != STREAM_WHOLE)
+		m.totals.content_sum[0] = '\0';
+	n += STREAM_PREAMBLE + STREAM_HEADER + stream_begin_put(buf, begin);
+	n += STREAM_HEADER + stream_end_put(buf, &m);
+	return n + n / STREAM_CHECKPOINT_BYTES * mark;
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Compression of single DATA records. */
+#include "config.h"
+
+#include <stdlib.h>
+
+#include "stream_impl.h"
+
+#ifdef HAVE_ZSTD
+#include <zstd.h>
+
+struct stream_codec {
+	ZSTD_CCtx *pack; /* only where a level was given */
+	ZSTD_DCtx *unpack;
+};
+
+struct stream_codec *stream_codec_new(int level, struct img_err *err)
+{
+	struct stream_codec *c = calloc(1, sizeof(*c));
+
+	if (!c)
+		goto fail;
+	if (level) {
+		c->pack = ZSTD_createCCtx();
+		if (!c->pack ||
+		    ZSTD_isError(ZSTD_CCtx_setParameter(c->pack, ZSTD_c_compressionLevel, level)))
+			goto fail;
+	} else {
+		c->unpack = ZSTD_createDCtx();
+		if (!c->unpack)
+			goto fail;
+	}
+	return c;
+fail:
+	img_err_set(err, IMG_AGAIN, "out of memory");
+	stream_codec_free(c);
+	return NULL;
+}
+
+void stream_codec_free(struct stream_codec *c)
+{
+	if (!c)
+		return;
+	ZSTD_freeCCtx(c->pack);
+	ZSTD_freeDCtx(c->unpack);
+	free(c);
+}
+
+/* A sixteenth is the least that is worth the receiver's work. */
+size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst)
+{
+	size_t n = ZSTD_compress2(c->pack, dst, len - len / 16, src, len);
+
+	return ZSTD_isError(n) ? 0 : n;
+}
+
+bool stream_unpack(struct stream_codec *c, const void *src, size_t stored, void *dst, size_t len)
+{
+	return ZSTD_decompressDCtx(c->unpack, dst, len, src, stored) == len;
+}
+
+#else
+
+struct stream_codec *stream_codec_new(int level, struct img_err *err)
+{
+	img_err_set(err, IMG_UNAVAIL, "this build cannot %s streams: zstd was left out",
+		    level ? "compress" : "read compressed");
+	return NULL;
+}
+
+void stream_codec_free(struct stream_codec *c)
+{
+	(void)c;
+}
+
+size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst)
+{
+	(void)c, (void)src, (void)len, (void)dst;
+	return 0;
+}
+
+bool stream_unpack(struct stream_codec *c, const void *src, size_t stored, void *dst, size_t len)
+{
+	(void)c, (void)src, (void)stored, (void)dst, (void)len;
+	return false;
+}
+#endif
