@@ -120,7 +120,7 @@ static int read_run(struct readback *r, struct img_chain *c, struct img_run run,
 	return 0;
 }
 
-/* The file alone: what it does not have itself is BELOW. */
+/* Only the file's own: what a child does not have is BELOW. */
 static int read_file(struct readback *r, struct img_chain *c, uint8_t *buf,
 		     struct cli_progress *progress, struct img_err *err)
 {
@@ -143,10 +143,9 @@ static int read_file(struct readback *r, struct img_chain *c, uint8_t *buf,
 	return 0;
 }
 
-int readback_check(struct readback *r, const char *path, bool raw, struct cli_progress *progress,
-		   struct img_err *err)
+int readback_check(struct readback *r, const char *path, const struct img_open *opts,
+		   struct cli_progress *progress, struct img_err *err)
 {
-	struct img_open opts = {.single = true, .raw = raw};
 	struct readback *again = readback_new(r->size, err);
 	char wrote[IMG_SUM_STR], read[IMG_SUM_STR];
 	XXH128_hash_t wrote_ranges, read_ranges;
@@ -154,7 +153,7 @@ int readback_check(struct readback *r, const char *path, bool raw, struct cli_pr
 	void *buf = NULL;
 	int rc = -1;
 
-	if (!again || drop_cache(path, err) || img_open(&c, path, &opts, err))
+	if (!again || drop_cache(path, err) || img_open(&c, path, opts, err))
 		goto out;
 	if (posix_memalign(&buf, 4096, IMG_SUM_CHUNK)) {
 		img_err_errno(err, ENOMEM, "%s", path);

@@ -14,10 +14,10 @@ void readback_free(struct readback *r);
 /* Ascending; BUF is NULL for zeros. */
 void readback_add(struct readback *r, const void *buf, uint64_t off, uint64_t len);
 /*
- * Opens PATH alone, as a new reader would, and compares. RAW: it is a raw disk. A difference is
- * IMG_IO.
+ * Opens PATH, and its parents if it has some, as a new reader would, and compares what PATH itself
+ * holds. A difference is IMG_IO.
  */
-int readback_check(struct readback *r, const char *path, bool raw, struct cli_progress *progress,
-		   struct img_err *err);
+int readback_check(struct readback *r, const char *path, const struct img_open *opts,
+		   struct cli_progress *progress, struct img_err *err);
 
 #endif

@@ -11,6 +11,7 @@
 
 #include "bytes.h"
 #include "cli.h"
+#include "io.h"
 #include "readback.h"
 #include "receipt.h"
 #include "stream.h"
@@ -288,22 +289,41 @@ static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 	return img_zero(img_new_chain(r->new), off, len, false, err);
 }
 
+/* A child must also find its parent from where it is now, which was named by the user. */
+static int verify(struct recv *r, struct img_err *err)
+{
+	const struct img_open *common = &r->common.open;
+	const char *dirs[sizeof(r->common.dirs) / sizeof(r->common.dirs[0]) + 1];
+	struct img_open opts = *common;
+	struct cli_progress progress;
+	char *dir = NULL;
+	int rc;
+
+	opts.raw = r->create.type == IMG_RAW;
+	if (r->base) {
+		dir = io_dirname(img_layer_real(r->base, 0));
+		if (!dir)
+			return img_err_errno(err, ENOMEM, "%s", r->file);
+		if (common->nparent_dirs)
+			memcpy(dirs, common->parent_dirs, common->nparent_dirs * sizeof(dirs[0]));
+		dirs[opts.nparent_dirs++] = dir;
+		opts.parent_dirs = dirs;
+	}
+	cli_progress_start(&progress, &r->common, "verify");
+	rc = readback_check(r->readback, img_layer_real(img_new_chain(r->new), 0), &opts, &progress,
+			    err);
+	cli_progress_end(&progress, r->begin.size);
+	free(dir);
+	return rc;
+}
+
 /* Everything was verified as it came; now it becomes a disk. */
 static int finish(struct recv *r, struct img_err *err)
 {
 	struct img_new *new = r->new;
 
-	if (r->readback) {
-		struct cli_progress progress;
-		int rc;
-
-		cli_progress_start(&progress, &r->common, "verify");
-		rc = readback_check(r->readback, img_layer_real(img_new_chain(new), 0),
-				    r->create.type == IMG_RAW, &progress, err);
-		cli_progress_end(&progress, r->begin.size);
-		if (rc)
-			return -1;
-	}
+	if (r->readback && verify(r, err))
+		return -1;
 	r->new = NULL;
 	return img_create_finish(new, err);
 }
