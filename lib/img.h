@@ -43,6 +43,7 @@ struct img_info {
 	bool saved_state;
 	bool hidden;		 /* XenServer: parent only */
 	const char *warning;	 /* what was tolerated while opening, or NULL */
+	bool unsound;		 /* its two footers are not both valid and equal */
 };
 
 struct img;	  /* one layer */

@@ -90,16 +90,18 @@ int io_sync(struct io_file *f, struct img_err *err);
 void io_writeback(struct io_file *f, uint64_t off, uint64_t len);
 
 /*
- * A new file that gets its name only when it is whole. io_create opens a temporary one in the folder of PATH (0666 & ~umask);
- * io_publish syncs, renames (without FORCE never over an existing file: IMG_CANTCREAT) and
- * syncs the folder. io_discard removes it. F->path is the final name.
+ * A new file that gets its name only when it is whole. io_create opens a temporary one in the
+ * folder of PATH as F (its path, for messages, is the final one); io_publish syncs, renames
+ * (without FORCE never over an existing file: IMG_CANTCREAT) and syncs the folder; io_discard
+ * ends it either way and removes what was not published. F stays the caller's to close.
  */
 struct io_new {
-	struct io_file file;
-	char *tmp;   /* full name of the temporary file; NULL when published or none */
+	struct io_file *file;
+	char *tmp; /* NULL when published or none */
 	char *final;
 };
-int io_create(struct io_new *n, const char *path, bool force, struct img_err *err);
+int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
+	      struct img_err *err);
 int io_publish(struct io_new *n, bool force, struct img_err *err);
 void io_discard(struct io_new *n);
 

@@ -69,11 +69,13 @@ static int exists_error(const char *path, struct img_err *err)
 			   "%s: exists; nothing is overwritten without --force", path);
 }
 
-int io_create(struct io_new *n, const char *path, bool force, struct img_err *err)
+int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
+	      struct img_err *err)
 {
 	struct stat st;
 
-	io_init(&n->file);
+	io_init(f);
+	n->file = f;
 	n->tmp = NULL;
 	n->final = strdup(path);
 	if (!n->final)
@@ -83,14 +85,14 @@ int io_create(struct io_new *n, const char *path, bool force, struct img_err *er
 		goto fail;
 	}
 	n->tmp = temporary_name(path);
-	n->file.path = strdup(path);
-	n->file.writable = true;
-	if (!n->tmp || !n->file.path) {
+	f->path = strdup(path);
+	f->writable = true;
+	if (!n->tmp || !f->path) {
 		img_err_errno(err, ENOMEM, "%s", path);
 		goto fail;
 	}
-	n->file.fd = open(n->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-	if (n->file.fd < 0) {
+	f->fd = open(n->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	if (f->fd < 0) {
 		int errnum = errno;
 
 		free(n->tmp);
@@ -101,10 +103,11 @@ int io_create(struct io_new *n, const char *path, bool force, struct img_err *er
 			img_err_errno(err, errnum, "%s: cannot create", path);
 		goto fail;
 	}
-	n->file.real = realpath(n->tmp, NULL);
+	f->real = realpath(n->tmp, NULL);
 	return 0;
 fail:
 	io_discard(n);
+	io_close(f);
 	return -1;
 }
 
@@ -128,7 +131,7 @@ static int rename_new(const char *from, const char *to, bool force)
 
 int io_publish(struct io_new *n, bool force, struct img_err *err)
 {
-	if (fsync(n->file.fd) < 0)
+	if (fsync(n->file->fd) < 0)
 		return img_err_errno(err, errno, "%s: sync failed", n->final);
 	if (rename_new(n->tmp, n->final, force) < 0)
 		return errno == EEXIST ?
@@ -146,7 +149,6 @@ void io_discard(struct io_new *n)
 	free(n->tmp);
 	free(n->final);
 	n->tmp = n->final = NULL;
-	io_close(&n->file);
 }
 
 int io_unlink(const char *path, struct img_err *err)
@@ -177,15 +179,17 @@ int io_symlink_replace(const char *path, const char *target, struct img_err *err
 
 int io_store(const char *path, const void *buf, size_t len, mode_t mode, struct img_err *err)
 {
+	struct io_file f;
 	struct io_new n;
 	int rc = -1;
 
-	if (io_create(&n, path, true, err) < 0)
+	if (io_create(&n, &f, path, true, err) < 0)
 		return -1;
-	if (fchmod(n.file.fd, mode) < 0)
+	if (fchmod(f.fd, mode) < 0)
 		img_err_errno(err, errno, "%s: cannot set the mode", path);
-	else if (io_write(&n.file, buf, len, 0, err) == 0)
+	else if (io_write(&f, buf, len, 0, err) == 0)
 		rc = io_publish(&n, true, err);
 	io_discard(&n);
+	io_close(&f);
 	return rc;
 }

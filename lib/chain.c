@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Chains: a leaf and its parents. A child names its parent and may come from anywhere, so a
+ * parent is opened only where the user said parents may be, only if it is a regular file, and
+ * only if it is the one (UUID; size for a raw one).
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <dirent.h>
+#include <sys/stat.h>
+
+#include "img_impl.h"
+#include "vhd.h"
+
+/* What was tried and why not, for the message when nothing fits. */
+struct search {
+	struct img *child;
+	const struct img_open *opts;
+	char *dir;	/* the child's real folder */
+	char *found;	/* real path of the one that fits */
+	char tried[1400];
+	int code;	/* what to report when none fits */
+};
+
+static void note(struct search *s, const char *path, const char *why)
+{
+	size_t n = strlen(s->tried);
+
+	snprintf(s->tried + n, sizeof(s->tried) - n, "\n  %.300s: %.300s", path, why);
+}
+
+static bool below(const char *path, const char *dir)
+{
+	size_t n = strlen(dir);
+
+	while (n > 1 && dir[n - 1] == '/')
+		n--;
+	return strncmp(path, dir, n) == 0 && (path[n] == '/' || (n == 1 && dir[0] == '/'));
+}
+
+/* Whether the user allowed parents where REAL lies. */
+static bool allowed(const struct search *s, const char *real)
+{
+	char *dir = io_dirname(real);
+	bool ok = s->opts->parent_anywhere || (dir && strcmp(dir, s->dir) == 0);
+
+	free(dir);
+	for (size_t i = 0; !ok && i < s->opts->nparent_dirs; i++) {
+		char *d = realpath(s->opts->parent_dirs[i], NULL);
+
+		ok = d && below(real, d);
+		free(d);
+	}
+	return ok;
+}
+
+/* Whether REAL is the parent that the child wants; *REAL_CODE is the code if it is not. */
+static bool identity_fits(struct search *s, const char *real)
+{
+	static const uint8_t none[16];
+	const struct img_info *ci = &s->child->info;
+	bool raw = memcmp(ci->parent_uuid, none, 16) == 0, fits = false;
+	char want[IMG_UUID_STR], got[IMG_UUID_STR], why[512];
+	struct img_err e = { 0 };
+	struct img *p;
+
+	if (img_layer_open(&p, real, false, true, raw, &e) < 0) {
+		note(s, real, e.msg);
+		s->code = e.code == IMG_NOINPUT ? s->code : e.code;
+		return false;
+	}
+	if (raw) {
+		fits = p->info.size == ci->size;
+		snprintf(why, sizeof(why), "raw parent of %" PRIu64 " bytes, the child has %" PRIu64,
+			 p->info.size, ci->size);
+	} else {
+		fits = memcmp(p->info.uuid, ci->parent_uuid, 16) == 0;
+		img_uuid_str(ci->parent_uuid, want);
+		img_uuid_str(p->info.uuid, got);
+		snprintf(why, sizeof(why), "its UUID is %s, the child wants %s", got, want);
+	}
+	img_layer_close(p);
+	if (!fits) {
+		note(s, real, why);
+		s->code = IMG_DATA;
+	}
+	return fits;
+}
+
+/* True ends the search. */
+static bool try_path(struct search *s, const char *path)
+{
+	char *real = realpath(path, NULL), *dir, hint[512];
+	struct stat st;
+	bool ok = false;
+
+	if (!real) {
+		note(s, path, strerror(errno));
+		return false;
+	}
+	if (stat(real, &st) < 0 || !S_ISREG(st.st_mode)) {
+		note(s, path, "not a regular file");
+		s->code = IMG_DATA;
+	} else if (!allowed(s, real)) {
+		dir = io_dirname(real);
+		snprintf(hint, sizeof(hint), "outside the child's folder; --parent-dir=%s would allow it",
+			 dir ? dir : "DIR");
+		free(dir);
+		note(s, real, hint);
+		s->code = IMG_DATA;
+	} else {
+		ok = identity_fits(s, real);
+	}
+	if (ok)
+		s->found = real;
+	else
+		free(real);
+	return ok;
+}
+
+/* DIR/NAME, then any entry of DIR that differs only in case (Windows does not care). */
+static bool try_in(struct search *s, const char *dir, const char *name, bool any_case)
+{
+	struct dirent *d;
+	char *path = NULL;
+	bool ok = false;
+	DIR *dp;
+
+	if (!any_case) {
+		if (asprintf(&path, "%s/%s", dir, name) >= 0)
+			ok = try_path(s, path);
+		free(path);
+		return ok;
+	}
+	dp = opendir(dir);
+	while (dp && !ok && (d = readdir(dp))) {
+		if (strcasecmp(d->d_name, name) != 0 || strcmp(d->d_name, name) == 0)
+			continue;
+		if (asprintf(&path, "%s/%s", dir, d->d_name) >= 0)
+			ok = try_path(s, path);
+		free(path);
+		path = NULL;
+	}
+	if (dp)
+		closedir(dp);
+	return ok;
+}
+
+/* The recorded names, as they stand and by their last part, in every place that is allowed. */
+static bool search_candidates(struct search *s, char *const *names)
+{
+	for (int i = 0; names[i]; i++)
+		if (names[i][0] != '/' && try_in(s, s->dir, names[i], false))
+			return true;
+	for (int i = 0; names[i]; i++) {
+		const char *base = io_basename(names[i]);
+
+		if (i && strcmp(base, io_basename(names[i - 1])) == 0)
+			continue;
+		if (strcmp(base, names[i]) != 0 && try_in(s, s->dir, base, false))
+			return true;
+		for (size_t d = 0; d < s->opts->nparent_dirs; d++)
+			if (try_in(s, s->opts->parent_dirs[d], base, false))
+				return true;
+		if (try_in(s, s->dir, base, true))
+			return true;
+	}
+	for (int i = 0; names[i]; i++)
+		if (names[i][0] == '/' && try_path(s, names[i]))
+			return true;
+	return false;
+}
+
+/* A half-merged parent opens through the child that is being merged into it, through nobody else. */
+static int check_marker(struct img *l, const struct img *child, struct img_err *err)
+{
+	struct img_marker m;
+
+	if (img_marker_read(l->file.real, &m, err) < 0)
+		return -1;
+	if (!m.present || (child && memcmp(child->info.uuid, m.child_uuid, 16) == 0))
+		return 0;
+	return img_err_set(err, IMG_AGAIN,
+			   "%s: half merged: neither the old disk nor the new one; finish it with: vhd-merge %s",
+			   l->file.path, m.child);
+}
+
+int img_parent_open(struct img **out, struct img *l, const struct img_open *opts, bool writable,
+		    struct img_err *err)
+{
+	static const uint8_t none[16];
+	struct search s = { .child = l, .opts = opts, .code = IMG_NOINPUT };
+	char **names = vhd_parent_candidates(l, err);
+	int rc = -1;
+
+	*out = NULL;
+	s.dir = io_dirname(l->file.real);
+	if (!names || !s.dir)
+		goto out;
+	if (!search_candidates(&s, names)) {
+		img_err_set(err, s.code, "%s: its parent '%s' was not found or is not the one:%s",
+			    l->file.path, names[0] ? names[0] : "(unnamed)",
+			    s.tried[0] ? s.tried : " the child names none");
+		goto out;
+	}
+	rc = img_layer_open(out, s.found, writable, opts->unlocked,
+			    memcmp(l->info.parent_uuid, none, 16) == 0, err);
+out:
+	for (int i = 0; names && names[i]; i++)
+		free(names[i]);
+	free(names);
+	free(s.dir);
+	free(s.found);
+	return rc;
+}
+
+static bool same_file(const struct img *a, const struct img *b)
+{
+	struct stat sa, sb;
+
+	return fstat(a->file.fd, &sa) == 0 && fstat(b->file.fd, &sb) == 0 &&
+	       sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
+}
+
+static int check_new_layer(struct img_chain *c, struct img *l, struct img_err *err)
+{
+	for (unsigned i = 0; i < c->n; i++)
+		if (same_file(c->layer[i], l))
+			return img_err_set(err, IMG_DATA, "%s: loop: it is its own ancestor, through %s",
+					   l->file.path, c->layer[c->n - 1]->file.path);
+	if (c->n == IMG_MAX_LAYERS)
+		return img_err_set(err, IMG_DATA, "%s: the chain has more than %d layers",
+				   c->layer[0]->file.path, IMG_MAX_LAYERS);
+	if (check_marker(l, c->n ? c->layer[c->n - 1] : NULL, err) < 0)
+		return -1;
+	if (c->n && l->info.size != c->layer[c->n - 1]->info.size)
+		img_warn(l, "%" PRIu64 " bytes, but its child %s has %" PRIu64, l->info.size,
+			 c->layer[c->n - 1]->file.path, c->layer[c->n - 1]->info.size);
+	return 0;
+}
+
+/* Adds L and then its parents; on failure the caller closes C, which owns what it has. */
+static int add_layers(struct img_chain *c, struct img *l, const struct img_open *opts,
+		      struct img_err *err)
+{
+	while (l) {
+		struct img *parent = NULL;
+
+		if (check_new_layer(c, l, err) < 0) {
+			img_layer_close(l);
+			return -1;
+		}
+		c->layer[c->n++] = l;
+		if (!opts->single && l->info.has_parent &&
+		    img_parent_open(&parent, l, opts, opts->merge && c->n == 1, err) < 0)
+			return -1;
+		l = parent;
+	}
+	return 0;
+}
+
+int img_open(struct img_chain **out, const char *path, const struct img_open *opts,
+	     struct img_err *err)
+{
+	struct img_chain *c = calloc(1, sizeof(*c));
+	struct img *leaf;
+
+	*out = NULL;
+	if (!c)
+		return img_err_errno(err, ENOMEM, "%s", path);
+	if (img_layer_open(&leaf, path, opts->writable, opts->unlocked, opts->raw, err) < 0 ||
+	    add_layers(c, leaf, opts, err) < 0) {
+		img_close(c);
+		return -1;
+	}
+	c->size = c->layer[0]->info.size;
+	*out = c;
+	return 0;
+}
+
+void img_close(struct img_chain *c)
+{
+	if (!c)
+		return;
+	for (unsigned i = 0; i < c->n; i++)
+		img_layer_close(c->layer[i]);
+	free(c);
+}
+
+uint64_t img_size(const struct img_chain *c)
+{
+	return c->size;
+}
+
+unsigned img_layers(const struct img_chain *c)
+{
+	return c->n;
+}
+
+const struct img_info *img_layer_info(const struct img_chain *c, unsigned layer)
+{
+	return &c->layer[layer]->info;
+}
+
+const char *img_layer_path(const struct img_chain *c, unsigned layer)
+{
+	return c->layer[layer]->file.path;
+}
+
+const char *img_layer_real(const struct img_chain *c, unsigned layer)
+{
+	return c->layer[layer]->file.real;
+}
+
+int img_find_layer(const struct img_chain *c, const char *path, struct img_err *err)
+{
+	struct stat want, st;
+
+	if (stat(path, &want) < 0)
+		return img_err_errno(err, errno, "%s", path);
+	for (unsigned i = 0; i < c->n; i++)
+		if (fstat(c->layer[i]->file.fd, &st) == 0 && st.st_dev == want.st_dev &&
+		    st.st_ino == want.st_ino)
+			return (int)i;
+	return img_err_set(err, IMG_DATA, "%s is not an ancestor of %s", path, c->layer[0]->file.path);
+}
+
+int img_snapshot(const char *parent, const char *child, const struct img_open *opts, bool force,
+		 struct img_err *err)
+{
+	struct img_chain *c;
+	struct img_create o = { .type = IMG_DIFFERENCING, .force = force };
+	static const uint8_t none[16];
+	struct stat st;
+	int rc;
+
+	if (img_open(&c, parent, opts, err) < 0)
+		return -1;
+	const struct img_info *i = img_layer_info(c, 0);
+
+	o.size = c->size;
+	o.block_size = i->block_size;
+	o.parent_path = c->layer[0]->file.real;
+	o.parent_uuid = i->has_uuid ? i->uuid : none;
+	if (fstat(c->layer[0]->file.fd, &st) == 0 && st.st_mtime > VHD_EPOCH)
+		o.parent_timestamp = (uint32_t)(st.st_mtime - VHD_EPOCH);
+	rc = i->size % SECTOR ?
+		     img_err_set(err, IMG_DATA, "%s: size %" PRIu64 " is no multiple of 512, a VHD child cannot have it",
+				 parent, i->size) :
+		     img_create(child, &o, err);
+	img_close(c);
+	return rc;
+}
+
+int img_push_open(struct img_chain *c, const char *child, struct img **layer, struct img_err *err)
+{
+	struct img *l, *leaf = c->layer[0];
+	struct img_ext ext = { 0 };
+	int rc = -1;
+
+	if (img_layer_open(&l, child, true, false, false, err) < 0)
+		return -1;
+	if (c->n == IMG_MAX_LAYERS)
+		img_err_set(err, IMG_DATA, "%s: the chain has %d layers already", child, IMG_MAX_LAYERS);
+	else if (l->info.type != IMG_DIFFERENCING || l->info.size != leaf->info.size ||
+		 memcmp(l->info.parent_uuid, leaf->info.uuid, 16) != 0)
+		img_err_set(err, IMG_DATA, "%s: not a differencing child of %s", child, leaf->file.path);
+	else
+		rc = 0;
+	for (uint64_t off = 0; rc == 0 && off < l->info.size; off += ext.len) {
+		rc = l->ops->map(l, off, l->info.size - off, &ext, err);
+		if (rc == 0 && ext.kind != EXT_HOLE)
+			rc = img_err_set(err, IMG_DATA, "%s: not empty: it has data at offset %" PRIu64, child,
+					 off);
+	}
+	if (rc < 0)
+		img_layer_close(l);
+	else
+		*layer = l;
+	return rc;
+}
+
+int img_push(struct img_chain *c, struct img *layer, struct img_err *err)
+{
+	/* From here on the old leaf is a parent, which others may read. */
+	if (io_lock(&c->layer[0]->file, IO_LOCK_SHARED, err) < 0)
+		return -1;
+	c->layer[0]->file.writable = false;
+	memmove(c->layer + 1, c->layer, c->n * sizeof(c->layer[0]));
+	c->layer[0] = layer;
+	c->n++;
+	return 0;
+}
+
+void img_push_cancel(struct img *layer)
+{
+	img_layer_close(layer);
+}

@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* The table of formats; layers opened, created and written. */
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <uuid.h>
+
+#include "img_impl.h"
+
+const struct img_ops *const img_formats[] = { &vhd_ops, &raw_ops, NULL };
+
+const char *img_type_name(enum img_type type)
+{
+	static const char *const names[] = { "raw", "fixed", "dynamic", "differencing" };
+
+	return names[type];
+}
+
+void img_uuid_str(const uint8_t uuid[16], char out[IMG_UUID_STR])
+{
+	uuid_unparse_lower(uuid, out);
+}
+
+void img_uuid_new(uint8_t uuid[16])
+{
+	uint8_t b;
+
+	uuid_generate_random(uuid);
+	/* The version nibble stands in byte 7 where GUIDs are stored mixed-endian (§5.2). */
+	b = uuid[6];
+	uuid[6] = uuid[7];
+	uuid[7] = b;
+}
+
+void img_warn(struct img *l, const char *fmt, ...)
+{
+	size_t n = strlen(l->warning);
+	va_list ap;
+
+	if (n + 2 < sizeof(l->warning) && n) {
+		strncat(l->warning, "; ", sizeof(l->warning) - n - 1);
+		n += 2;
+	}
+	va_start(ap, fmt);
+	if (n < sizeof(l->warning))
+		vsnprintf(l->warning + n, sizeof(l->warning) - n, fmt, ap);
+	va_end(ap);
+	l->info.warning = l->warning;
+}
+
+static struct img *layer_new(struct img_err *err)
+{
+	struct img *l = calloc(1, sizeof(*l));
+
+	if (!l) {
+		img_err_errno(err, ENOMEM, "out of memory");
+		return NULL;
+	}
+	io_init(&l->file);
+	pthread_mutex_init(&l->mutex, NULL);
+	return l;
+}
+
+void img_layer_close(struct img *l)
+{
+	if (!l)
+		return;
+	if (l->ops)
+		l->ops->close(l);
+	io_close(&l->file);
+	pthread_mutex_destroy(&l->mutex);
+	free(l);
+}
+
+static int choose_format(struct img *l, bool raw, struct img_err *err)
+{
+	const struct img_ops *found = raw ? &raw_ops : NULL;
+
+	for (int i = 0; !found && img_formats[i]; i++) {
+		int rc = img_formats[i]->probe(l, err);
+
+		if (rc < 0)
+			return -1;
+		if (rc)
+			found = img_formats[i];
+	}
+	if (!found)
+		return img_err_set(err, IMG_DATA,
+				   "%s: no VHD footer at either end; a raw disk must be named as one",
+				   l->file.path);
+	if (found->open(l, err) < 0)
+		return -1;
+	l->ops = found;
+	l->info.format = found->name;
+	return 0;
+}
+
+int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked, bool raw,
+		   struct img_err *err)
+{
+	struct img *l = layer_new(err);
+	struct stat st;
+
+	*out = NULL;
+	if (!l)
+		return -1;
+	if (io_open(&l->file, path, writable, err) < 0)
+		goto fail;
+	if (!unlocked && io_lock(&l->file, writable ? IO_LOCK_EXCLUSIVE : IO_LOCK_SHARED, err) < 0)
+		goto fail;
+	if (choose_format(l, raw, err) < 0 || io_size(&l->file, &l->info.file_size, err) < 0)
+		goto fail;
+	if (fstat(l->file.fd, &st) == 0)
+		l->info.allocated = (uint64_t)st.st_blocks * 512;
+	*out = l;
+	return 0;
+fail:
+	img_layer_close(l);
+	return -1;
+}
+
+/* Guest requests: sector-aligned and inside the disk. */
+static int check_range(struct img_chain *c, uint64_t off, uint64_t len, struct img_err *err)
+{
+	uint64_t end;
+
+	if (!u64_add(off, len, &end) || end > c->size)
+		return img_err_set(err, IMG_DATA,
+				   "%s: %" PRIu64 " bytes at offset %" PRIu64
+				   " reach beyond the disk's end at %" PRIu64,
+				   c->layer[0]->file.path, len, off, c->size);
+	return 0;
+}
+
+static int check_write(struct img_chain *c, uint64_t off, uint64_t len, struct img_err *err)
+{
+	if (!c->layer[0]->file.writable)
+		return img_err_set(err, IMG_PERM, "%s: opened for reading only", c->layer[0]->file.path);
+	if (c->layer[0]->ops != &raw_ops && ((off | len) & (SECTOR - 1)))
+		return img_err_set(err, IMG_BUG, "%s: write of %" PRIu64 " bytes at %" PRIu64
+				   " is not a whole number of sectors", c->layer[0]->file.path, len, off);
+	return check_range(c, off, len, err);
+}
+
+int img_write(struct img_chain *c, const void *buf, uint64_t off, uint64_t len, bool fua,
+	      struct img_err *err)
+{
+	struct img *l = c->layer[0];
+
+	if (check_write(c, off, len, err) < 0 || l->ops->write(l, buf, off, len, err) < 0)
+		return -1;
+	return fua ? img_flush(c, err) : 0;
+}
+
+/* Whether no layer holds anything in the range: then zeros need not be recorded. */
+static int reads_zero(struct img_chain *c, uint64_t off, uint64_t len, bool *zero,
+		      struct img_err *err)
+{
+	struct img_run run;
+
+	*zero = true;
+	while (len && *zero) {
+		if (img_map(c, off, len, c->n, &run, err) < 0)
+			return -1;
+		*zero = run.kind == IMG_ZERO_RUN;
+		off += run.len;
+		len -= run.len;
+	}
+	return 0;
+}
+
+int img_zero(struct img_chain *c, uint64_t off, uint64_t len, bool fua, struct img_err *err)
+{
+	struct img *l = c->layer[0];
+	bool zero = false;
+
+	if (check_write(c, off, len, err) < 0)
+		return -1;
+	/* A chain that lacks its parent (under construction) cannot know what is below. */
+	if (!l->building && reads_zero(c, off, len, &zero, err) < 0)
+		return -1;
+	if (!zero && l->ops->write(l, NULL, off, len, err) < 0)
+		return -1;
+	return fua ? img_flush(c, err) : 0;
+}
+
+int img_trim(struct img_chain *c, uint64_t off, uint64_t len, struct img_err *err)
+{
+	if (check_write(c, off, len, err) < 0)
+		return -1;
+	return c->layer[0]->ops->trim(c->layer[0], off, len, err);
+}
+
+int img_flush(struct img_chain *c, struct img_err *err)
+{
+	return c->layer[0]->building ? 0 : io_sync(&c->layer[0]->file, err);
+}
+
+int img_read_run(struct img_chain *c, const struct img_run *run, void *buf, struct img_err *err)
+{
+	return io_read(&c->layer[run->layer]->file, buf, run->len, run->file_off, err);
+}
+
+int img_read(struct img_chain *c, void *buf, uint64_t off, uint64_t len, struct img_err *err)
+{
+	uint8_t *p = buf;
+	struct img_run run;
+
+	if (check_range(c, off, len, err) < 0)
+		return -1;
+	while (len) {
+		if (img_map(c, off, len, c->n, &run, err) < 0)
+			return -1;
+		if (run.kind != IMG_DATA_RUN)
+			memset(p, 0, run.len);
+		else if (img_read_run(c, &run, p, err) < 0)
+			return -1;
+		p += run.len;
+		off += run.len;
+		len -= run.len;
+	}
+	return 0;
+}
+
+struct img_new {
+	struct io_new file;
+	struct img_chain chain;
+	bool force;
+};
+
+static int check_create(const char *path, const struct img_create *o, struct img_err *err)
+{
+	if (o->type == IMG_RAW)
+		return 0;
+	if (o->size == 0 || o->size % SECTOR)
+		return img_err_set(err, IMG_USAGE, "%s: a VHD's size must be a multiple of 512, not %" PRIu64,
+				   path, o->size);
+	if (o->size > IMG_VHD_MAX_SIZE)
+		return img_err_set(err, IMG_USAGE, "%s: %" PRIu64 " bytes: a VHD holds at most 2040 GiB (%llu)",
+				   path, o->size, IMG_VHD_MAX_SIZE);
+	if (o->block_size && (!u64_is_pow2(o->block_size) || o->block_size < 4096 ||
+			      o->block_size > 256u << 20))
+		return img_err_set(err, IMG_USAGE, "%s: the block size must be a power of two from 4K to 256M",
+				   path);
+	if (o->creator && strlen(o->creator) > 4)
+		return img_err_set(err, IMG_USAGE, "%s: a creator code has at most four letters", path);
+	return 0;
+}
+
+int img_create_begin(struct img_new **out, const char *path, const struct img_create *opts,
+		     struct img_err *err)
+{
+	struct img_new *n;
+	struct img *l;
+
+	*out = NULL;
+	if (check_create(path, opts, err) < 0)
+		return -1;
+	n = calloc(1, sizeof(*n));
+	l = layer_new(err);
+	if (!n || !l || io_create(&n->file, &l->file, path, opts->force, err) < 0) {
+		free(n);
+		img_layer_close(l);
+		return -1;
+	}
+	n->force = opts->force;
+	n->chain.layer[0] = l;
+	n->chain.n = 1;
+	n->chain.size = opts->size;
+	l->building = true;
+	l->ops = opts->type == IMG_RAW ? &raw_ops : &vhd_ops;
+	l->info.format = l->ops->name;
+	if (l->ops->create(l, opts, err) < 0) {
+		img_create_abort(n);
+		return -1;
+	}
+	*out = n;
+	return 0;
+}
+
+struct img_chain *img_new_chain(struct img_new *n)
+{
+	return &n->chain;
+}
+
+int img_create_finish(struct img_new *n, struct img_err *err)
+{
+	int rc = io_publish(&n->file, n->force, err);
+
+	img_create_abort(n);
+	return rc;
+}
+
+void img_create_abort(struct img_new *n)
+{
+	if (!n)
+		return;
+	io_discard(&n->file);
+	img_layer_close(n->chain.layer[0]);
+	free(n);
+}
+
+int img_create(const char *path, const struct img_create *opts, struct img_err *err)
+{
+	struct img_new *n;
+
+	if (img_create_begin(&n, path, opts, err) < 0)
+		return -1;
+	return img_create_finish(n, err);
+}

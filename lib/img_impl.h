@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Inside the library: a layer, the table of formats, and what they share. */
+#ifndef IMG_IMPL_H
+#define IMG_IMPL_H
+
+#include <pthread.h>
+
+#include "bytes.h"
+#include "img.h"
+#include "io.h"
+
+enum img_ext_kind {
+	EXT_DATA, /* this file has it, at file_off */
+	EXT_ZERO, /* reads as zeros, parents or not */
+	EXT_HOLE, /* not here: ask the parent, or zeros at the base */
+};
+
+/* A uniform run within one layer. */
+struct img_ext {
+	enum img_ext_kind kind;
+	uint64_t len;
+	uint64_t file_off;
+};
+
+struct img;
+
+/*
+ * One row for each format. OFF and LEN lie inside the layer's size and are multiples of 512
+ * (except at the end of a raw disk). All may be called by many threads at once.
+ */
+struct img_ops {
+	const char *name;
+	/* 1: the file is of this format, 0: it is not. */
+	int (*probe)(struct img *l, struct img_err *err);
+	int (*open)(struct img *l, struct img_err *err);
+	void (*close)(struct img *l);
+	/* Fills in the first uniform run; need not be the longest. */
+	int (*map)(struct img *l, uint64_t off, uint64_t len, struct img_ext *ext,
+		   struct img_err *err);
+	/* BUF is NULL for zeros. */
+	int (*write)(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len,
+		     struct img_err *err);
+	int (*trim)(struct img *l, uint64_t off, uint64_t len, struct img_err *err);
+	/* Writes an empty image of these options into the empty file of L. */
+	int (*create)(struct img *l, const struct img_create *opts, struct img_err *err);
+	/*
+	 * Absorbing a child, in this order (merge.c): absorb_begin once; absorb_place for each
+	 * run of the child, ascending: where LEN' <= LEN bytes of the disk have their place in the
+	 * file; absorb_extend: space and footers durable; then the data is copied and synced; absorb_mark for each run again; absorb_publish makes all of it
+	 * visible, durably; absorb_end frees, always.
+	 */
+	int (*absorb_begin)(struct img *l, struct img_err *err);
+	int (*absorb_place)(struct img *l, uint64_t off, uint64_t len, uint64_t *file_off,
+			    uint64_t *placed, struct img_err *err);
+	int (*absorb_extend)(struct img *l, struct img_merge_stats *stats, bool dry_run,
+			     struct img_err *err);
+	int (*absorb_mark)(struct img *l, uint64_t off, uint64_t len, struct img_err *err);
+	int (*absorb_publish)(struct img *l, struct img_err *err);
+	void (*absorb_end)(struct img *l);
+};
+
+struct img {
+	const struct img_ops *ops;
+	struct io_file file;
+	struct img_info info;
+	pthread_mutex_t mutex; /* the format's state */
+	void *state;	       /* the format's own */
+	bool building;	       /* not published yet: no barriers before the last one */
+	char warning[512];
+};
+
+struct img_chain {
+	struct img *layer[IMG_MAX_LAYERS]; /* 0: leaf */
+	unsigned n;
+	uint64_t size;
+};
+
+extern const struct img_ops vhd_ops, raw_ops;
+/* All formats, NULL at the end, in the order of probing. */
+extern const struct img_ops *const img_formats[];
+
+/* What was tolerated; several add up. */
+void img_warn(struct img *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Opens PATH as one layer and locks it. RAW: whatever its bytes say. */
+int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked, bool raw,
+		   struct img_err *err);
+void img_layer_close(struct img *l);
+
+/* The parent of L, found and opened by the rules of qsm(7); see chain.c. */
+int img_parent_open(struct img **out, struct img *l, const struct img_open *opts, bool writable,
+		    struct img_err *err);
+
+/* The marker of a merge into the file REAL (merge.c). */
+struct img_marker {
+	bool present;
+	uint8_t child_uuid[16];
+	char child[4096];
+};
+int img_marker_read(const char *real, struct img_marker *m, struct img_err *err);
+
+#endif

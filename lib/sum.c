@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Content sums: XXH3-128 over the size (64 bits, little-endian) and the XXH3-128 (canonical, big-endian) of each 1 MiB chunk;
+ * the last chunk may be short. The sum of a zero chunk is computed once, so holes cost nothing.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "bytes.h"
+#include "img.h"
+
+struct img_sum {
+	XXH3_state_t *all, *chunk;
+	uint64_t left;	/* bytes of the disk still to come */
+	uint64_t fill;	/* bytes in the chunk so far */
+	XXH128_canonical_t zero_chunk;
+	uint8_t zeros[64 << 10];
+};
+
+struct img_sum *img_sum_new(uint64_t size)
+{
+	struct img_sum *s = calloc(1, sizeof(*s));
+	uint8_t le[8];
+
+	if (!s)
+		return NULL;
+	s->all = XXH3_createState();
+	s->chunk = XXH3_createState();
+	if (!s->all || !s->chunk) {
+		img_sum_free(s);
+		return NULL;
+	}
+	s->left = size;
+	le64_put(le, size);
+	XXH3_128bits_reset(s->all);
+	XXH3_128bits_update(s->all, le, sizeof(le));
+	XXH3_128bits_reset(s->chunk);
+	for (size_t n = 0; n < IMG_SUM_CHUNK; n += sizeof(s->zeros))
+		XXH3_128bits_update(s->chunk, s->zeros, sizeof(s->zeros));
+	XXH128_canonicalFromHash(&s->zero_chunk, XXH3_128bits_digest(s->chunk));
+	XXH3_128bits_reset(s->chunk);
+	return s;
+}
+
+void img_sum_free(struct img_sum *s)
+{
+	if (!s)
+		return;
+	XXH3_freeState(s->all);
+	XXH3_freeState(s->chunk);
+	free(s);
+}
+
+static void end_chunk(struct img_sum *s)
+{
+	XXH128_canonical_t c;
+
+	XXH128_canonicalFromHash(&c, XXH3_128bits_digest(s->chunk));
+	XXH3_128bits_update(s->all, &c, sizeof(c));
+	XXH3_128bits_reset(s->chunk);
+	s->fill = 0;
+}
+
+void img_sum_data(struct img_sum *s, const void *buf, size_t len)
+{
+	const uint8_t *p = buf;
+
+	while (len) {
+		size_t n = (size_t)u64_min(len, IMG_SUM_CHUNK - s->fill);
+
+		XXH3_128bits_update(s->chunk, p, n);
+		s->fill += n;
+		s->left -= n;
+		p += n;
+		len -= n;
+		if (s->fill == IMG_SUM_CHUNK || s->left == 0)
+			end_chunk(s);
+	}
+}
+
+void img_sum_zeros(struct img_sum *s, uint64_t len)
+{
+	while (len) {
+		if (s->fill == 0 && len >= IMG_SUM_CHUNK) {
+			XXH3_128bits_update(s->all, &s->zero_chunk, sizeof(s->zero_chunk));
+			s->left -= IMG_SUM_CHUNK;
+			len -= IMG_SUM_CHUNK;
+			continue;
+		}
+		size_t n = (size_t)u64_min(len, sizeof(s->zeros));
+
+		img_sum_data(s, s->zeros, n);
+		len -= n;
+	}
+}
+
+void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR])
+{
+	XXH128_canonical_t c;
+
+	XXH128_canonicalFromHash(&c, XXH3_128bits_digest(s->all));
+	for (size_t i = 0; i < sizeof(c.digest); i++)
+		snprintf(out + 2 * i, 3, "%02x", c.digest[i]);
+}
+
+int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
+		  void *ctx, char out[IMG_SUM_STR], struct img_err *err)
+{
+	struct img_sum *s = img_sum_new(img_size(c));
+	uint8_t *buf = aligned_alloc(4096, IMG_SUM_CHUNK);
+	uint64_t size = img_size(c), off = 0;
+	struct img_run run;
+	int rc = -1;
+
+	if (!s || !buf) {
+		img_err_errno(err, ENOMEM, "sum");
+		goto out;
+	}
+	while (off < size) {
+		if (img_map(c, off, size - off, img_layers(c), &run, err) < 0)
+			goto out;
+		if (run.kind == IMG_DATA_RUN) {
+			run.len = u64_min(run.len, IMG_SUM_CHUNK);
+			if (img_read_run(c, &run, buf, err) < 0)
+				goto out;
+			img_sum_data(s, buf, run.len);
+		} else {
+			img_sum_zeros(s, run.len);
+		}
+		off += run.len;
+		if (progress && progress(ctx, off, size)) {
+			img_err_set(err, IMG_AGAIN, "interrupted");
+			goto out;
+		}
+	}
+	img_sum_final(s, out);
+	rc = 0;
+out:
+	img_sum_free(s);
+	free(buf);
+	return rc;
+}

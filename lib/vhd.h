@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* One open VHD file. Everything is guarded by the layer's mutex once the layer is open. */
+#ifndef VHD_H
+#define VHD_H
+
+#include "img_impl.h"
+#include "vhd_fmt.h"
+
+/*
+ * Metadata sectors (BAT, bitmaps) read or written lately, by file offset: the memory of a
+ * layer is bounded whatever the disk's size.
+ */
+#define VHD_CACHE_SECTORS 128u
+
+struct vhd_cache {
+	uint64_t tag[VHD_CACHE_SECTORS]; /* file offset; ~0: empty */
+	uint8_t data[VHD_CACHE_SECTORS][SECTOR];
+};
+
+/* A block that has its place in the file but no BAT entry yet. */
+struct vhd_pending {
+	uint32_t block;
+	uint64_t off;
+	struct vhd_pending *next;
+};
+
+struct vhd_absorb;
+
+struct vhd {
+	struct vhd_footer footer;
+	struct vhd_header header; /* not fixed */
+	uint8_t footer_raw[VHD_FOOTER_LEN];
+	uint32_t blocks;      /* BAT entries that the size needs */
+	uint32_t block_size, bitmap_len;
+	char *parent_name;    /* UTF-8 */
+	struct vhd_cache *cache;
+	/* writable only */
+	uint64_t end;	      /* next free byte of the file */
+	uint64_t footer_off;  /* where the end footer is */
+	bool healed;	      /* both footers are what they should be */
+	struct vhd_pending *pending;
+	struct vhd_absorb *absorb;
+};
+
+/* vhd.c: reading. All want the mutex held. */
+int vhd_meta_read(struct img *l, uint64_t off, const uint8_t **sector, struct img_err *err);
+/* ENTRY: file offset of the block's bitmap, 0 when the block is not in the file. */
+int vhd_block_find(struct img *l, uint32_t block, uint64_t *entry, struct img_err *err);
+/* From the sector SEC of a block's bitmap at ENTRY on: how many bits, at most NSEC, are alike. */
+int vhd_bitmap_run(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, uint32_t *run,
+		   bool *set, struct img_err *err);
+/* Calls FN for each BAT entry in use, ascending by block. */
+int vhd_bat_each(struct img *l, int (*fn)(void *ctx, uint32_t block, uint64_t off, struct img_err *err),
+		 void *ctx, struct img_err *err);
+
+/* vhd_write.c: writing. */
+/* Finds where the file's content ends; refuses overlapping blocks. Writes nothing. */
+int vhd_prepare_write(struct img *l, struct img_err *err);
+/* Once, before the first write: rewrites a footer that is missing or differs. Mutex held. */
+int vhd_heal(struct img *l, struct img_err *err);
+int vhd_write(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len, struct img_err *err);
+int vhd_trim(struct img *l, uint64_t off, uint64_t len, struct img_err *err);
+/* Writes a metadata sector through the cache. Mutex held. */
+int vhd_meta_write(struct img *l, uint64_t off, const uint8_t sector[SECTOR], struct img_err *err);
+/* Sets bits of a block's bitmap, on disk. Mutex held. */
+int vhd_bitmap_mark(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, bool always,
+		    struct img_err *err);
+int vhd_bat_set(struct img *l, uint32_t block, uint64_t off, struct img_err *err);
+/* A place for one more block behind END (advanced); nothing is written. */
+int vhd_next_place(struct img *l, uint64_t *end, uint64_t *off, struct img_err *err);
+/* Where the footer stands when blocks reach up to END. */
+uint64_t vhd_footer_place(uint64_t end);
+void vhd_pending_free(struct vhd *v);
+
+/* vhd_new.c */
+int vhd_create(struct img *l, const struct img_create *opts, struct img_err *err);
+
+/* vhd_absorb.c: the parent's side of a merge. */
+int vhd_absorb_begin(struct img *l, struct img_err *err);
+int vhd_absorb_place(struct img *l, uint64_t off, uint64_t len, uint64_t *file_off,
+		     uint64_t *placed, struct img_err *err);
+int vhd_absorb_extend(struct img *l, struct img_merge_stats *stats, bool dry_run,
+		      struct img_err *err);
+int vhd_absorb_mark(struct img *l, uint64_t off, uint64_t len, struct img_err *err);
+int vhd_absorb_publish(struct img *l, struct img_err *err);
+void vhd_absorb_end(struct img *l);
+
+/* locator.c: names of parents. */
+/* UTF-16 to UTF-8, up to the first NUL; malloc'd, NULL when it is not text. */
+char *vhd_utf16_get(const uint8_t *p, size_t bytes, bool big_endian);
+/* The candidates for the parent of L, in order of trust; malloc'd array of malloc'd host paths, NULL at the
+ * end. Relative ones are relative to the child's folder. */
+char **vhd_parent_candidates(struct img *l, struct img_err *err);
+/* Text of one locator in UTF-16LE (or MacX UTF-8): the relative and absolute names of PARENT as seen
+ * from the folder of CHILD. malloc'd. */
+int vhd_parent_names(const char *child, const char *parent, uint8_t **rel, size_t *rel_len,
+		     uint8_t **abs, size_t *abs_len, uint8_t name[VHD_NAME_UNITS * 2],
+		     struct img_err *err);
+
+#endif

@@ -1,0 +1,467 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Guest writes to a VHD.
+ *
+ * The death of this process must not lose what was acknowledged, so every bit and BAT entry is
+ * written before a request returns. Power loss must not show a sector that is neither old nor
+ * new, so data is synced before the bit or entry that shows it is written at all. Syncs are shared by all requests that wait at
+ * the same time (io_sync). A request that only touches sectors that are shown already costs no sync.
+ *
+ * A new block: footer at its new end, zeros over what stood there (the old footer), data, sync, bitmap
+ * bits and BAT entry. Between the two a block is "pending": it has a place that other
+ * requests use as well, but nothing on disk leads to it.
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bitmap.h"
+#include "vhd.h"
+
+#define PAGE 4096u
+
+int vhd_meta_write(struct img *l, uint64_t off, const uint8_t sector[SECTOR], struct img_err *err)
+{
+	struct vhd *v = l->state;
+	const uint8_t *cached;
+	int rc;
+
+	rc = io_write(&l->file, sector, SECTOR, off, err);
+	/* What the file holds after a failed write is unknown: read it again when it is wanted. */
+	for (uint32_t i = 0; i < VHD_CACHE_SECTORS; i++)
+		if (v->cache->tag[i] == off)
+			v->cache->tag[i] = ~0ull;
+	return rc < 0 ? -1 : vhd_meta_read(l, off, &cached, err);
+}
+
+int vhd_bitmap_mark(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, bool always,
+		    struct img_err *err)
+{
+	const uint32_t per = SECTOR * 8;
+	uint8_t buf[SECTOR];
+	const uint8_t *s;
+
+	while (nsec) {
+		uint32_t n = per - sec % per, run;
+		uint64_t at = entry + sec / per * SECTOR;
+		bool set;
+
+		if (n > nsec)
+			n = nsec;
+		if (vhd_meta_read(l, at, &s, err) < 0)
+			return -1;
+		run = bitmap_run(s, sec % per, n, &set);
+		if (always || !set || run < n) {
+			memcpy(buf, s, SECTOR);
+			bitmap_set(buf, sec % per, n);
+			if (vhd_meta_write(l, at, buf, err) < 0)
+				return -1;
+		}
+		sec += n;
+		nsec -= n;
+	}
+	return 0;
+}
+
+int vhd_bat_set(struct img *l, uint32_t block, uint64_t off, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint64_t at = v->header.bat_off + (uint64_t)block * 4;
+	uint64_t sector = at & ~(uint64_t)(SECTOR - 1);
+	uint8_t buf[SECTOR];
+	const uint8_t *s;
+
+	if (vhd_meta_read(l, sector, &s, err) < 0)
+		return -1;
+	memcpy(buf, s, SECTOR);
+	be32_put(buf + at % SECTOR, (uint32_t)(off / SECTOR));
+	return vhd_meta_write(l, sector, buf, err);
+}
+
+/* Data on a 4 KiB boundary, the bitmap in the sectors before it (§12). */
+int vhd_next_place(struct img *l, uint64_t *end, uint64_t *off, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint64_t data = u64_round_up(*end + v->bitmap_len, PAGE);
+
+	*off = data - v->bitmap_len;
+	if (*off / SECTOR >= VHD_BAT_FREE)
+		return img_err_set(err, IMG_CANTCREAT,
+				   "%s: full: a block at offset %" PRIu64
+				   " is beyond what a BAT entry can name; convert the disk to compact it",
+				   l->file.path, *off);
+	*end = data + v->block_size;
+	return 0;
+}
+
+/* The footer ends a 4 KiB unit, as Windows has it. */
+uint64_t vhd_footer_place(uint64_t end)
+{
+	return u64_round_up(end + VHD_FOOTER_LEN, PAGE) - VHD_FOOTER_LEN;
+}
+
+/* Every bit of a dynamic block says "written": its bytes are zeros until they are (§10). */
+static int write_full_bitmap(struct img *l, uint64_t off, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint32_t bits = v->block_size / SECTOR;
+	uint8_t buf[SECTOR];
+
+	for (uint32_t at = 0; at < v->bitmap_len; at += SECTOR) {
+		uint32_t n = bits - at * 8 < SECTOR * 8 ? bits - at * 8 : SECTOR * 8;
+
+		memset(buf, 0, sizeof(buf));
+		bitmap_set(buf, 0, n);
+		if (vhd_meta_write(l, off + at, buf, err) < 0)
+			return -1;
+	}
+	return 0;
+}
+
+/* Moves the end footer behind END; the space up to there reads as zeros. */
+static int extend_file(struct img *l, uint64_t end, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint64_t size, footer = vhd_footer_place(end);
+
+	if (io_size(&l->file, &size, err) < 0)
+		return -1;
+	if (footer > v->footer_off) {
+		/* The new footer first: at no moment is the file without one at its end. */
+		if (io_write(&l->file, v->footer_raw, VHD_FOOTER_LEN, footer, err) < 0) {
+			io_truncate(&l->file, size, NULL);
+			return -1;
+		}
+		v->footer_off = footer;
+	}
+	return io_zero(&l->file, v->end, u64_min(end, u64_max(size, v->end)) - v->end, err);
+}
+
+static int allocate(struct img *l, uint32_t block, struct vhd_pending **out, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	struct vhd_pending *p = calloc(1, sizeof(*p));
+	uint64_t end = v->end, old_footer = v->footer_off;
+
+	if (!p)
+		return img_err_errno(err, ENOMEM, "%s", l->file.path);
+	p->block = block;
+	if (vhd_next_place(l, &end, &p->off, err) < 0 || extend_file(l, end, err) < 0)
+		goto fail;
+	if (v->footer_off != old_footer && old_footer >= end &&
+	    io_zero(&l->file, old_footer, VHD_FOOTER_LEN, err) < 0)
+		goto fail;
+	v->end = end;
+	/* Cached sectors of this area are from before it was zeroed. */
+	for (uint32_t i = 0; i < VHD_CACHE_SECTORS; i++)
+		if (v->cache->tag[i] >= p->off && v->cache->tag[i] < end)
+			v->cache->tag[i] = ~0ull;
+	if (l->info.type == IMG_DYNAMIC && write_full_bitmap(l, p->off, err) < 0)
+		goto fail;
+	p->next = v->pending;
+	v->pending = p;
+	*out = p;
+	return 0;
+fail:
+	free(p);
+	return -1;
+}
+
+static struct vhd_pending *find_pending(struct vhd *v, uint32_t block)
+{
+	struct vhd_pending *p = v->pending;
+
+	while (p && p->block != block)
+		p = p->next;
+	return p;
+}
+
+void vhd_pending_free(struct vhd *v)
+{
+	while (v->pending) {
+		struct vhd_pending *p = v->pending;
+
+		v->pending = p->next;
+		free(p);
+	}
+}
+
+/* The part of a request that lies in one block. */
+struct piece {
+	uint32_t block, sec, nsec;
+	uint64_t off, len;  /* within the request: from its start */
+	uint64_t entry;	    /* where the block is; 0: nowhere, and nothing needs to be */
+	bool fresh;	    /* allocated by this request: zeros already */
+	bool shown;	    /* all its sectors were visible before */
+};
+
+static struct piece first_piece(const struct vhd *v, uint64_t off, uint64_t done, uint64_t len)
+{
+	uint64_t at = off + done, in_block = at % v->block_size;
+	struct piece p = { .block = (uint32_t)(at / v->block_size), .off = done };
+
+	p.len = u64_min(len - done, v->block_size - in_block);
+	p.sec = (uint32_t)(in_block / SECTOR);
+	p.nsec = (uint32_t)(p.len / SECTOR);
+	return p;
+}
+
+/* Finds or makes the block's place. Mutex held. */
+static int locate(struct img *l, struct piece *p, bool zeros, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	struct vhd_pending *pending;
+	uint32_t run;
+	bool set;
+
+	if (vhd_heal(l, err) < 0 || vhd_block_find(l, p->block, &p->entry, err) < 0)
+		return -1;
+	if (p->entry) {
+		if (vhd_bitmap_run(l, p->entry, p->sec, p->nsec, &run, &set, err) < 0)
+			return -1;
+		p->shown = set && run == p->nsec;
+		return 0;
+	}
+	pending = find_pending(v, p->block);
+	/* Zeros in a block that a base does not have: they are what is read there. */
+	if (!pending && zeros && l->info.type == IMG_DYNAMIC)
+		return 0;
+	if (!pending) {
+		if (allocate(l, p->block, &pending, err) < 0)
+			return -1;
+		p->fresh = true;
+	}
+	p->entry = pending->off;
+	return 0;
+}
+
+static int write_piece(struct img *l, const uint8_t *buf, struct piece *p, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint64_t at;
+	int rc;
+
+	pthread_mutex_lock(&l->mutex);
+	rc = locate(l, p, !buf, err);
+	pthread_mutex_unlock(&l->mutex);
+	if (rc < 0 || !p->entry)
+		return rc;
+	at = p->entry + v->bitmap_len + (uint64_t)p->sec * SECTOR;
+	if (buf)
+		return io_write(&l->file, buf + p->off, p->len, at, err);
+	return p->fresh ? 0 : io_zero(&l->file, at, p->len, err);
+}
+
+/* Bits, then the BAT entry if there is none yet. The data is on disk. */
+static int show_piece(struct img *l, const struct piece *p, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	struct vhd_pending **pp;
+	int rc = 0;
+
+	pthread_mutex_lock(&l->mutex);
+	rc = vhd_bitmap_mark(l, p->entry, p->sec, p->nsec, false, err);
+	for (pp = &v->pending; *pp && (*pp)->block != p->block;)
+		pp = &(*pp)->next;
+	if (rc == 0 && *pp) {
+		rc = vhd_bat_set(l, p->block, p->entry, err);
+		if (rc == 0) {
+			struct vhd_pending *done = *pp;
+
+			*pp = done->next;
+			free(done);
+		}
+	}
+	pthread_mutex_unlock(&l->mutex);
+	return rc;
+}
+
+#define MAX_PIECES 64
+
+static int write_some(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len, uint64_t *done,
+		      struct img_err *err)
+{
+	struct vhd *v = l->state;
+	struct piece pieces[MAX_PIECES];
+	bool sync = false;
+	int n = 0;
+
+	for (; *done < len && n < MAX_PIECES; n++) {
+		pieces[n] = first_piece(v, off, *done, len);
+		if (write_piece(l, buf, &pieces[n], err) < 0)
+			return -1;
+		sync |= pieces[n].entry && !pieces[n].shown;
+		*done += pieces[n].len;
+	}
+	if (!sync)
+		return 0;
+	if (!l->building && io_sync(&l->file, err) < 0)
+		return -1;
+	for (int i = 0; i < n; i++)
+		if (pieces[i].entry && !pieces[i].shown && show_piece(l, &pieces[i], err) < 0)
+			return -1;
+	return 0;
+}
+
+int vhd_write(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len, struct img_err *err)
+{
+	uint64_t done = 0;
+
+	if (l->info.type == IMG_FIXED)
+		return buf ? io_write(&l->file, buf, len, off, err) : io_zero(&l->file, off, len, err);
+	while (done < len)
+		if (write_some(l, buf, off, len, &done, err) < 0)
+			return -1;
+	return 0;
+}
+
+int vhd_trim(struct img *l, uint64_t off, uint64_t len, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	int rc = 0;
+
+	if (l->info.type == IMG_FIXED)
+		return io_punch(&l->file, off, len, err);
+	for (uint64_t done = 0; rc == 0 && done < len;) {
+		struct piece p = first_piece(v, off, done, len);
+		uint32_t run = 0;
+		bool set = true;
+
+		pthread_mutex_lock(&l->mutex);
+		rc = vhd_block_find(l, p.block, &p.entry, err);
+		if (rc == 0 && p.entry)
+			rc = vhd_bitmap_run(l, p.entry, p.sec, p.nsec, &run, &set, err);
+		pthread_mutex_unlock(&l->mutex);
+		if (rc == 0 && p.entry)
+			p.len = u64_min(p.len, (uint64_t)run * SECTOR);
+		if (rc == 0 && p.entry && set)
+			rc = io_punch(&l->file, p.entry + v->bitmap_len + (uint64_t)p.sec * SECTOR,
+				      p.len, err);
+		done += p.len;
+	}
+	return rc;
+}
+
+/* Places of all blocks, to find the end of the file's content and overlaps. */
+struct places {
+	uint64_t *off;
+	uint32_t n;
+};
+
+static int add_place(void *ctx, uint32_t block, uint64_t off, struct img_err *err)
+{
+	struct places *p = ctx;
+
+	(void)block, (void)err;
+	p->off[p->n++] = off;
+	return 0;
+}
+
+static int cmp_u64(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* The end of all that is not a block: header, BAT with its padding, locators, batmap (§9, §13). */
+static uint64_t metadata_end(struct img *l)
+{
+	const struct vhd *v = l->state;
+	uint64_t bat_end = v->header.bat_off + u64_round_up((uint64_t)v->header.entries * 4, SECTOR);
+	uint64_t end = u64_max(v->footer.data_off + VHD_HEADER_LEN, bat_end), size = 0;
+	uint8_t buf[SECTOR];
+	size_t got;
+
+	(void)io_size(&l->file, &size, NULL);
+	for (int i = 0; i < VHD_LOCATORS; i++) {
+		const struct vhd_locator *loc = &v->header.loc[i];
+		/* Below 512 the reserved space counts sectors (§8.4). */
+		uint64_t space = loc->space < SECTOR ? (uint64_t)loc->space * SECTOR : loc->space;
+		uint64_t e = loc->off + u64_max(space, loc->len);
+
+		if (loc->code && loc->off < size && e <= size)
+			end = u64_max(end, e);
+	}
+	if (memcmp(v->footer.creator, "tap", 3) == 0 &&
+	    io_read_upto(&l->file, buf, SECTOR, bat_end, &got, NULL) == 0 && got == SECTOR &&
+	    memcmp(buf, "tdbatmap", 8) == 0) {
+		uint64_t e = be64_get(buf + 8) + (uint64_t)be32_get(buf + 16) * SECTOR;
+
+		end = u64_max(end, u64_max(bat_end + SECTOR, e <= size ? e : 0));
+	}
+	return end;
+}
+
+static int check_overlaps(struct img *l, struct places *p, struct img_err *err)
+{
+	const struct vhd *v = l->state;
+	uint64_t stride = (uint64_t)v->bitmap_len + v->block_size;
+
+	qsort(p->off, p->n, sizeof(p->off[0]), cmp_u64);
+	for (uint32_t i = 1; i < p->n; i++)
+		if (p->off[i] - p->off[i - 1] < stride)
+			return img_err_set(err, IMG_DATA, "%s: BAT: the blocks at offsets %" PRIu64
+					   " and %" PRIu64 " overlap; not opened for writing",
+					   l->file.path, p->off[i - 1], p->off[i]);
+	return 0;
+}
+
+/* Rewrites the footers that are missing or differ from the one that is believed (§14). */
+int vhd_heal(struct img *l, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint8_t buf[VHD_FOOTER_LEN];
+	uint64_t size, place;
+	size_t got;
+
+	if (v->healed || l->building)
+		return 0;
+	if (io_size(&l->file, &size, err) < 0)
+		return -1;
+	place = size >= v->end + VHD_FOOTER_LEN && size % SECTOR == 0 ? size - VHD_FOOTER_LEN :
+									vhd_footer_place(v->end);
+	v->footer_off = place;
+	if (io_read_upto(&l->file, buf, sizeof(buf), place, &got, err) < 0)
+		return -1;
+	if (got != sizeof(buf) || memcmp(buf, v->footer_raw, sizeof(buf)) != 0) {
+		/* Junk that was no footer stays where it is: ours goes behind it. */
+		if (got == sizeof(buf) && !bytes_are_zero(buf, sizeof(buf)) &&
+		    memcmp(buf, "conectix", 8) != 0)
+			v->footer_off = place = vhd_footer_place(size);
+		if (io_write(&l->file, v->footer_raw, sizeof(buf), place, err) < 0 ||
+		    io_sync(&l->file, err) < 0)
+			return -1;
+	}
+	if (io_read(&l->file, buf, sizeof(buf), 0, err) < 0)
+		return -1;
+	if (memcmp(buf, v->footer_raw, sizeof(buf)) != 0 &&
+	    (io_write(&l->file, v->footer_raw, sizeof(buf), 0, err) < 0 || io_sync(&l->file, err) < 0))
+		return -1;
+	v->healed = true;
+	return 0;
+}
+
+int vhd_prepare_write(struct img *l, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	struct places p = { 0 };
+	int rc;
+
+	if (l->info.type == IMG_FIXED)
+		return 0;
+	p.off = malloc(((size_t)v->blocks + 1) * sizeof(p.off[0]));
+	if (!p.off)
+		return img_err_errno(err, ENOMEM, "%s", l->file.path);
+	rc = vhd_bat_each(l, add_place, &p, err);
+	if (rc == 0)
+		rc = check_overlaps(l, &p, err);
+	v->end = metadata_end(l);
+	if (p.n)
+		v->end = u64_max(v->end, p.off[p.n - 1] + v->bitmap_len + v->block_size);
+	free(p.off);
+	return rc;
+}
