@@ -89,6 +89,23 @@ static int ask_domain(struct export *ex, struct img_err *err)
 	return ret;
 }
 
+/* Where the VM's disks may have their parents, besides what the command line allows. */
+static void allow_parents(struct export *ex)
+{
+	static const char *dirs[64];
+	const struct img_open *open = &ex->common.open;
+	size_t n = open->nparent_dirs < 64 ? open->nparent_dirs : 64, i;
+	json_t *dir;
+
+	for (i = 0; i < n; i++)
+		dirs[i] = open->parent_dirs[i];
+	json_array_foreach(json_object_get(ex->status, "parent_dirs"), i, dir)
+		if (n < 64 && json_is_string(dir))
+			dirs[n++] = json_string_value(dir);
+	ex->common.open.parent_dirs = dirs;
+	ex->common.open.nparent_dirs = n;
+}
+
 /* ---- secrets ---- */
 
 static bool is_secret(const xmlNode *n)
@@ -278,7 +295,10 @@ static int export(struct export *ex, struct img_err *err)
 	xmlChar *text = NULL;
 	int len;
 
-	if (ask_status(ex, err) < 0 || ask_domain(ex, err) < 0 || build(ex, err) < 0)
+	if (ask_status(ex, err) < 0 || ask_domain(ex, err) < 0)
+		return -1;
+	allow_parents(ex);
+	if (build(ex, err) < 0)
 		return -1;
 	xmlDocDumpFormatMemoryEnc(ex->doc, &text, &len, "UTF-8", 1);
 	if (!text)
