@@ -77,7 +77,7 @@ int receipt_store(const char *path, const char *text, struct img_err *err)
 	int fd, rc;
 
 	if (stat(path, &st) || S_ISREG(st.st_mode))
-		return io_store(path, text, len, 0666, err);
+		return io_store(path, text, len, 0644, err);
 	fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
 	if (fd < 0)
 		return img_err_errno(err, errno, "%s", path);

@@ -238,11 +238,22 @@ static int choose_type(struct recv *r, struct img_err *err)
 		r->create.type = (enum img_type)r->type;
 	else
 		r->create.type = r->begin.type == IMG_DIFFERENCING ? IMG_DYNAMIC : r->begin.type;
-	if (r->create.type != IMG_RAW && (!r->begin.size || r->begin.size % SECTOR))
-		return img_err_set(err, IMG_DATA,
-				   "a raw disk of %llu bytes does not fit a VHD, which counts in "
-				   "sectors of 512; receive it with --type=raw",
-				   (unsigned long long)r->begin.size);
+	return 0;
+}
+
+/* What no VHD can be is the stream's fault, not the command line's. */
+static int check_size(const struct recv *r, struct img_err *err)
+{
+	const uint64_t size = r->begin.size;
+
+	if (r->create.type == IMG_RAW)
+		return 0;
+	if (!size || size % SECTOR || size > IMG_VHD_MAX_SIZE)
+		return img_err_set(
+			err, IMG_DATA,
+			"a disk of %llu bytes does not fit a VHD, which has 512 bytes to "
+			"2040 GiB in sectors of 512%s",
+			(unsigned long long)size, r->parent ? "" : "; receive it with --type=raw");
 	return 0;
 }
 
@@ -253,7 +264,8 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 	r->begin = *begin;
 	r->create.size = begin->size;
 	r->create.force = r->force;
-	if (begin->kind == STREAM_INCREMENT ? open_base(r, err) : choose_type(r, err))
+	if ((begin->kind == STREAM_INCREMENT ? open_base(r, err) : choose_type(r, err)) ||
+	    check_size(r, err))
 		return -1;
 	if (r->create.type == IMG_DYNAMIC || r->create.type == IMG_DIFFERENCING)
 		r->create.block_size = begin->block_size;
@@ -280,13 +292,16 @@ static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct 
 	return show(r, err);
 }
 
+/* A new file without a parent reads as zeros wherever nothing was written; a child must say so. */
 static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 {
 	struct recv *r = ctx;
 
 	if (r->readback)
 		readback_add(r->readback, NULL, off, len);
-	return img_zero(img_new_chain(r->new), off, len, false, err);
+	return r->create.type == IMG_DIFFERENCING
+		       ? img_zero(img_new_chain(r->new), off, len, false, err)
+		       : 0;
 }
 
 /* A child must also find its parent from where it is now, which was named by the user. */
