@@ -70,7 +70,7 @@ static bool identity_fits(struct search *s, const char *real)
 	struct img_err e = { 0 };
 	struct img *p;
 
-	if (img_layer_open(&p, real, false, true, raw, &e) < 0) {
+	if (img_layer_open(&p, real, false, true, raw ? RAW_ALWAYS : RAW_NEVER, &e) < 0) {
 		note(s, real, e.msg);
 		s->code = e.code == IMG_NOINPUT ? s->code : e.code;
 		return false;
@@ -210,7 +210,7 @@ int img_parent_open(struct img **out, struct img *l, const struct img_open *opts
 		goto out;
 	}
 	rc = img_layer_open(out, s.found, writable, opts->unlocked,
-			    memcmp(l->info.parent_uuid, none, 16) == 0, err);
+			    memcmp(l->info.parent_uuid, none, 16) == 0 ? RAW_ALWAYS : RAW_NEVER, err);
 out:
 	for (int i = 0; names && names[i]; i++)
 		free(names[i]);
@@ -269,17 +269,19 @@ int img_open(struct img_chain **out, const char *path, const struct img_open *op
 	     struct img_err *err)
 {
 	struct img_chain *c = calloc(1, sizeof(*c));
+	enum img_raw raw = opts->raw ? RAW_ALWAYS : opts->maybe_raw ? RAW_MAYBE : RAW_NEVER;
 	struct img *leaf;
 
 	*out = NULL;
 	if (!c)
 		return img_err_errno(err, ENOMEM, "%s", path);
-	if (img_layer_open(&leaf, path, opts->writable, opts->unlocked, opts->raw, err) < 0 ||
+	if (img_layer_open(&leaf, path, opts->writable, opts->unlocked, raw, err) < 0 ||
 	    add_layers(c, leaf, opts, err) < 0) {
 		img_close(c);
 		return -1;
 	}
 	c->size = c->layer[0]->info.size;
+	c->ignore_saved_state = opts->ignore_saved_state;
 	*out = c;
 	return 0;
 }
@@ -364,7 +366,7 @@ int img_push_open(struct img_chain *c, const char *child, struct img **layer, st
 	struct img_ext ext = { 0 };
 	int rc = -1;
 
-	if (img_layer_open(&l, child, true, false, false, err) < 0)
+	if (img_layer_open(&l, child, true, false, RAW_NEVER, err) < 0)
 		return -1;
 	if (c->n == IMG_MAX_LAYERS)
 		img_err_set(err, IMG_DATA, "%s: the chain has %d layers already", child, IMG_MAX_LAYERS);

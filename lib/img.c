@@ -79,9 +79,9 @@ void img_layer_close(struct img *l)
 	free(l);
 }
 
-static int choose_format(struct img *l, bool raw, struct img_err *err)
+static int choose_format(struct img *l, enum img_raw raw, struct img_err *err)
 {
-	const struct img_ops *found = raw ? &raw_ops : NULL;
+	const struct img_ops *found = raw == RAW_ALWAYS ? &raw_ops : NULL;
 
 	for (int i = 0; !found && img_formats[i]; i++) {
 		int rc = img_formats[i]->probe(l, err);
@@ -90,6 +90,10 @@ static int choose_format(struct img *l, bool raw, struct img_err *err)
 			return -1;
 		if (rc)
 			found = img_formats[i];
+	}
+	if (!found && raw == RAW_MAYBE) {
+		found = &raw_ops;
+		img_warn(l, "no VHD footer at either end: taken as a raw disk");
 	}
 	if (!found)
 		return img_err_set(err, IMG_DATA,
@@ -102,8 +106,8 @@ static int choose_format(struct img *l, bool raw, struct img_err *err)
 	return 0;
 }
 
-int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked, bool raw,
-		   struct img_err *err)
+int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked,
+		   enum img_raw raw, struct img_err *err)
 {
 	struct img *l = layer_new(err);
 	struct stat st;
@@ -254,6 +258,22 @@ static int check_create(const char *path, const struct img_create *o, struct img
 	return 0;
 }
 
+/* A file that somebody uses is not replaced: its user would go on with the old one. */
+static int check_unused(const char *path, struct img_err *err)
+{
+	struct io_file f;
+	struct stat st;
+	int rc;
+
+	if (stat(path, &st) < 0)
+		return 0;
+	if (io_open(&f, path, false, err) < 0)
+		return -1;
+	rc = io_lock(&f, IO_LOCK_EXCLUSIVE, err);
+	io_close(&f);
+	return rc;
+}
+
 int img_create_begin(struct img_new **out, const char *path, const struct img_create *opts,
 		     struct img_err *err)
 {
@@ -261,7 +281,7 @@ int img_create_begin(struct img_new **out, const char *path, const struct img_cr
 	struct img *l;
 
 	*out = NULL;
-	if (check_create(path, opts, err) < 0)
+	if (check_create(path, opts, err) < 0 || (opts->force && check_unused(path, err) < 0))
 		return -1;
 	n = calloc(1, sizeof(*n));
 	l = layer_new(err);

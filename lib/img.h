@@ -54,6 +54,8 @@ struct img_open {
 	bool unlocked;		/* no lock at all: only to look at a disk in use */
 	bool single;		/* the leaf alone: parents are not even searched */
 	bool raw;		/* the leaf is raw whatever its bytes say */
+	bool maybe_raw;		/* a leaf without any VHD footer is raw, with a warning */
+	bool ignore_saved_state; /* merge although a saved machine depends on the disk */
 	bool parent_anywhere;
 	const char *const *parent_dirs;
 	size_t nparent_dirs;

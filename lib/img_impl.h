@@ -73,6 +73,7 @@ struct img_chain {
 	struct img *layer[IMG_MAX_LAYERS]; /* 0: leaf */
 	unsigned n;
 	uint64_t size;
+	bool ignore_saved_state;
 };
 
 extern const struct img_ops vhd_ops, raw_ops;
@@ -82,9 +83,11 @@ extern const struct img_ops *const img_formats[];
 /* What was tolerated; several add up. */
 void img_warn(struct img *l, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* Opens PATH as one layer and locks it. RAW: whatever its bytes say. */
-int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked, bool raw,
-		   struct img_err *err);
+enum img_raw { RAW_NEVER, RAW_MAYBE, RAW_ALWAYS };
+
+/* Opens PATH as one layer and locks it. */
+int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked,
+		   enum img_raw raw, struct img_err *err);
 void img_layer_close(struct img *l);
 
 /* The parent of L, found and opened by the rules of qsm(7); see chain.c. */

@@ -19,7 +19,7 @@
 
 #define MARKER_SUFFIX ".merging"
 #define MARKER_MAGIC "qsm-merge 1\nchild-uuid "
-#define COPY_MAX (1u << 20)
+#define COPY_MAX (64u << 10) /* above it the kernel copies */
 #define WRITEBACK_STEP (32u << 20)
 
 static char *marker_path(const char *real)
@@ -164,12 +164,12 @@ static int copy_piece(struct pass *p, uint64_t from, uint64_t to, uint64_t len, 
 	uint64_t n = len;
 	bool hole = false;
 
-	if (len >= COPY_MAX / 16 && io_extent(&p->child->file, from, &n, &hole, err) < 0)
+	if (len >= COPY_MAX && io_extent(&p->child->file, from, &n, &hole, err) < 0)
 		return -1;
 	if (hole) {
 		if (io_zero(&p->parent->file, to, n, err) < 0)
 			return -1;
-	} else if (n > sizeof(uint64_t) * 8192) {
+	} else if (n > COPY_MAX) {
 		if (io_copy(&p->child->file, from, &p->parent->file, to, n, err) < 0)
 			return -1;
 	} else if (io_read(&p->child->file, p->buf, n, from, err) < 0 ||
@@ -185,12 +185,11 @@ static int run_copy(struct pass *p, uint64_t off, uint64_t len, uint64_t child_o
 {
 	uint64_t to, n;
 
-	for (; len; off += n, len -= n, child_off += n) {
+	p->done += len;
+	for (; len; off += n, len -= n, child_off += n)
 		if (p->parent->ops->absorb_place(p->parent, off, len, &to, &n, err) < 0 ||
 		    copy_piece(p, child_off, to, n, err) < 0)
 			return -1;
-	}
-	p->done += n;
 	if (p->progress && p->progress(p->ctx, p->done, p->stats->bytes))
 		return img_err_set(err, IMG_AGAIN, "%s: interrupted; the same command finishes the merge",
 				   p->child->file.path);
@@ -208,7 +207,7 @@ static int check_pair(struct img_chain *c, struct img_err *err)
 		return img_err_set(err, IMG_DATA, "%s: %" PRIu64 " bytes, its parent %s has %" PRIu64
 				   ": not merged", child->file.path, child->info.size, parent->file.path,
 				   parent->info.size);
-	if (child->info.saved_state || parent->info.saved_state)
+	if (!c->ignore_saved_state && (child->info.saved_state || parent->info.saved_state))
 		return img_err_set(err, IMG_DATA,
 				   "%s: a saved state of a virtual machine depends on it (footer byte 84): not merged",
 				   child->info.saved_state ? child->file.path : parent->file.path);

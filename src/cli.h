@@ -55,6 +55,9 @@ struct cli_common {
 void cli_common_init(struct cli_common *c);
 bool cli_common(struct cli_common *c, int opt, const char *optarg_);
 
+/* What was tolerated in each layer, on stderr, unless quiet. */
+void cli_warn_chain(const struct cli_common *c, const struct img_chain *chain);
+
 /*
  * Progress: a bar on stderr when that is a terminal, JSON lines with --progress=json, nothing with --quiet.
  * cli_progress is an img_merge/img_sum callback (ctx: struct cli_progress) and returns
@@ -64,7 +67,7 @@ struct cli_progress {
 	const struct cli_common *common;
 	const char *what;
 	struct timespec start, last;
-	bool shown;
+	bool bar, shown;
 };
 void cli_progress_start(struct cli_progress *p, const struct cli_common *c, const char *what);
 int cli_progress(void *ctx, uint64_t done, uint64_t planned);

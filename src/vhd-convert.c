@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* vhd-convert: what the guest sees, copied into a new disk of another format. */
+#include "config.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bytes.h"
+#include "cli.h"
+#include "io.h"
+
+static const char help[] =
+	"Usage: vhd-convert [options] --type=raw|fixed|dynamic SRC DST\n"
+	"Copy a disk, through all its parents, into a new one that stands alone.\n"
+	"\n"
+	"      --type=raw|fixed|dynamic  the format of DST; raw may go to '-'\n"
+	"      --from=raw       SRC is a raw disk\n"
+	"      --pad            fill the last sector of a raw SRC with zeros\n"
+	"  -f, --force          replace DST if it exists\n"
+	"      --parent-dir=DIR parents may lie below DIR (repeatable; QSM_PARENT_PATH)\n"
+	"      --parent-anywhere  parents may lie anywhere\n"
+	"      --progress=json  progress as JSON lines on stderr\n"
+	"  -q, --quiet          no messages but errors\n"
+	"  -h, --help           show this and exit\n"
+	"  -V, --version        show the version and exit\n";
+
+enum { OPT_TYPE = CLI_TOOL, OPT_FROM, OPT_PAD };
+
+static const struct option options[] = {
+	CLI_COMMON_LONG,
+	CLI_CHAIN_LONG,
+	{ "type", required_argument, NULL, OPT_TYPE },
+	{ "from", required_argument, NULL, OPT_FROM },
+	{ "pad", no_argument, NULL, OPT_PAD },
+	{ "force", no_argument, NULL, 'f' },
+	{ NULL, 0, NULL, 0 },
+};
+
+#define BUF_LEN (1u << 20)
+#define ZERO_UNIT 4096u /* zeros of this size and alignment become holes */
+
+struct job {
+	struct cli_common common;
+	struct img_create create;
+	bool typed, pad;
+	const char *src, *dst;
+	struct img_chain *in, *out; /* out NULL: stdout */
+	uint8_t *buf;
+};
+
+static int put(struct job *j, const uint8_t *buf, uint64_t off, uint64_t len, struct img_err *err)
+{
+	if (!j->out)
+		return io_stream_write(STDOUT_FILENO, buf, len, "standard output", err);
+	/* The short last sector of a padded disk is followed by zeros. */
+	return img_write(j->out, buf, off, j->create.type == IMG_RAW ? len : u64_round_up(len, SECTOR),
+			 false, err);
+}
+
+static int put_zeros(struct job *j, uint64_t len, struct img_err *err)
+{
+	memset(j->buf, 0, BUF_LEN);
+	while (!j->out && len) {
+		uint64_t n = u64_min(len, BUF_LEN);
+
+		if (put(j, j->buf, 0, n, err) < 0)
+			return -1;
+		len -= n;
+	}
+	return 0;
+}
+
+/* Writes what is not zero; a new disk is zeros already. */
+static int put_sparse(struct job *j, uint64_t off, uint64_t len, struct img_err *err)
+{
+	uint64_t start = 0, at = 0;
+
+	if (!j->out)
+		return put(j, j->buf, off, len, err);
+	while (at < len) {
+		uint64_t n = u64_min(len - at, ZERO_UNIT - (off + at) % ZERO_UNIT);
+		bool zero = bytes_are_zero(j->buf + at, n);
+
+		if (zero && at > start && put(j, j->buf + start, off + start, at - start, err) < 0)
+			return -1;
+		at += n;
+		if (zero)
+			start = at;
+	}
+	return len > start ? put(j, j->buf + start, off + start, len - start, err) : 0;
+}
+
+static int copy(struct job *j, struct img_err *err)
+{
+	uint64_t size = img_size(j->in), off = 0;
+	struct cli_progress progress;
+	struct img_run run;
+
+	cli_progress_start(&progress, &j->common, "convert");
+	while (off < size) {
+		if (img_map(j->in, off, size - off, img_layers(j->in), &run, err) < 0)
+			return -1;
+		if (run.kind != IMG_DATA_RUN) {
+			if (put_zeros(j, run.len, err) < 0)
+				return -1;
+		} else {
+			run.len = u64_min(run.len, BUF_LEN - off % ZERO_UNIT);
+			memset(j->buf + run.len, 0, SECTOR);
+			if (img_read_run(j->in, &run, j->buf, err) < 0 ||
+			    put_sparse(j, off, run.len, err) < 0)
+				return -1;
+		}
+		off += run.len;
+		if (cli_progress(&progress, off, size))
+			return img_err_set(err, IMG_AGAIN, "interrupted; nothing was made");
+	}
+	cli_progress_end(&progress, size);
+	return 0;
+}
+
+/* --force must not destroy what is being read. */
+static int check_target(struct job *j, struct img_err *err)
+{
+	struct img_err ignored = { 0 };
+
+	if (access(j->dst, F_OK) == 0 && img_find_layer(j->in, j->dst, &ignored) >= 0)
+		return img_err_set(err, IMG_USAGE, "%s: is a part of the source", j->dst);
+	return 0;
+}
+
+static int convert(struct job *j, struct img_err *err)
+{
+	struct img_new *n = NULL;
+	int rc = -1;
+
+	if (img_size(j->in) % SECTOR && j->create.type != IMG_RAW && !j->pad)
+		return img_err_set(err, IMG_DATA,
+				   "%s: its size is no multiple of 512; --pad fills the last sector with zeros",
+				   j->src);
+	j->create.size = j->create.type == IMG_RAW && !j->pad ? img_size(j->in) :
+								u64_round_up(img_size(j->in), SECTOR);
+	j->buf = aligned_alloc(4096, BUF_LEN + ZERO_UNIT);
+	if (!j->buf)
+		return img_err_errno(err, ENOMEM, "convert");
+	if (strcmp(j->dst, "-") == 0) {
+		rc = copy(j, err);
+		if (rc == 0)
+			rc = put_zeros(j, j->create.size - img_size(j->in), err);
+	} else if (check_target(j, err) == 0 &&
+		   img_create_begin(&n, j->dst, &j->create, err) == 0) {
+		j->out = img_new_chain(n);
+		rc = copy(j, err);
+		if (rc == 0)
+			rc = img_create_finish(n, err);
+		else
+			img_create_abort(n);
+	}
+	free(j->buf);
+	return rc;
+}
+
+static void parse_type(struct job *j)
+{
+	static const enum img_type types[] = { IMG_RAW, IMG_FIXED, IMG_DYNAMIC };
+
+	for (size_t i = 0; i < 3; i++)
+		if (strcmp(optarg, img_type_name(types[i])) == 0) {
+			j->create.type = types[i];
+			j->typed = true;
+			return;
+		}
+	cli_usage("--type: '%s' is not raw, fixed or dynamic", optarg);
+}
+
+static void parse(int argc, char **argv, struct job *j)
+{
+	int opt;
+
+	while ((opt = getopt_long(argc, argv, CLI_COMMON_SHORT "f", options, NULL)) != -1) {
+		if (cli_common(&j->common, opt, optarg))
+			continue;
+		if (opt == OPT_TYPE)
+			parse_type(j);
+		else if (opt == OPT_FROM && strcmp(optarg, "raw") != 0)
+			cli_usage("--from: '%s' is not raw", optarg);
+		j->common.open.raw |= opt == OPT_FROM;
+		j->pad |= opt == OPT_PAD;
+		j->create.force |= opt == 'f';
+	}
+	if (argc - optind != 2)
+		cli_usage("SRC and DST are needed");
+	if (!j->typed)
+		cli_usage("--type is needed");
+	j->src = argv[optind];
+	j->dst = argv[optind + 1];
+	if (strcmp(j->dst, "-") == 0) {
+		if (j->create.type != IMG_RAW)
+			cli_usage("only --type=raw can go to standard output");
+		if (isatty(STDOUT_FILENO))
+			cli_usage("standard output is a terminal");
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct job j = { 0 };
+	struct img_err err = { 0 };
+	int status = 0;
+
+	cli_init("vhd-convert", help);
+	cli_common_init(&j.common);
+	parse(argc, argv, &j);
+	cli_catch_signals();
+	if (img_open(&j.in, j.src, &j.common.open, &err) == 0) {
+		cli_warn_chain(&j.common, j.in);
+		convert(&j, &err);
+	}
+	if (err.code)
+		status = cli_fail(&err);
+	img_close(j.in);
+	return cli_exit(status);
+}

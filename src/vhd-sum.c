@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* vhd-sum: the content sum of what the guest sees, printed as md5sum does. */
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const char help[] =
+	"Usage: vhd-sum [options] DISK...\n"
+	"       vhd-sum [options] --check FILE\n"
+	"Sum of what the guest sees on a disk, whatever its layout.\n"
+	"\n"
+	"      --check FILE     compare with the sums in FILE ('-': standard input)\n"
+	"      --json           report as JSON\n"
+	"      --parent-dir=DIR parents may lie below DIR (repeatable; QSM_PARENT_PATH)\n"
+	"      --parent-anywhere  parents may lie anywhere\n"
+	"      --progress=json  progress as JSON lines on stderr\n"
+	"  -q, --quiet          no messages but errors; with --check only what failed\n"
+	"  -h, --help           show this and exit\n"
+	"  -V, --version        show the version and exit\n";
+
+enum { OPT_CHECK = CLI_TOOL };
+
+static const struct option options[] = {
+	CLI_COMMON_LONG,
+	CLI_CHAIN_LONG,
+	{ "check", required_argument, NULL, OPT_CHECK },
+	{ "json", no_argument, NULL, CLI_JSON },
+	{ NULL, 0, NULL, 0 },
+};
+
+struct job {
+	struct cli_common common;
+	const char *check;
+	bool json;
+	int status; /* of the first that failed */
+	unsigned printed;
+};
+
+/* As md5sum: a line with an escaped name begins with a backslash. */
+static void print_name(const char *name)
+{
+	for (; *name; name++) {
+		if (*name == '\n')
+			fputs("\\n", stdout);
+		else if (*name == '\\')
+			fputs("\\\\", stdout);
+		else
+			putchar(*name);
+	}
+}
+
+static void unescape_name(char *name)
+{
+	char *out = name;
+
+	for (; *name; name++) {
+		if (*name == '\\' && name[1]) {
+			name++;
+			*out++ = *name == 'n' ? '\n' : *name;
+		} else {
+			*out++ = *name;
+		}
+	}
+	*out = '\0';
+}
+
+static int sum_disk(struct job *j, const char *path, uint64_t *size, char sum[IMG_SUM_STR],
+		    struct img_err *err)
+{
+	struct cli_progress progress;
+	struct img_chain *c;
+	int rc;
+
+	if (img_open(&c, path, &j->common.open, err) < 0)
+		return -1;
+	cli_warn_chain(&j->common, c);
+	*size = img_size(c);
+	cli_progress_start(&progress, &j->common, "sum");
+	rc = img_sum_chain(c, cli_progress, &progress, sum, err);
+	cli_progress_end(&progress, *size);
+	img_close(c);
+	return rc;
+}
+
+static void print_result(struct job *j, const char *path, uint64_t size, const char *sum,
+			 const char *want)
+{
+	bool ok = want && strcmp(sum, want) == 0;
+
+	if (j->json) {
+		fputs(j->printed++ ? ",{\"file\":" : "{\"file\":", stdout);
+		cli_json_string(stdout, path);
+		printf(",\"size\":%" PRIu64 ",\"sum\":\"%s\"", size, sum);
+		if (want)
+			printf(",\"ok\":%s", ok ? "true" : "false");
+		putchar('}');
+	} else if (!want) {
+		printf("%s%s  ", strpbrk(path, "\n\\") ? "\\" : "", sum);
+		print_name(path);
+		putchar('\n');
+	} else if (!ok || !j->common.quiet) {
+		print_name(path);
+		printf(": %s\n", ok ? "OK" : "FAILED");
+	}
+}
+
+static void do_disk(struct job *j, const char *path, const char *want)
+{
+	struct img_err err = { 0 };
+	char sum[IMG_SUM_STR];
+	uint64_t size;
+	int status = 0;
+
+	if (sum_disk(j, path, &size, sum, &err) < 0) {
+		status = cli_fail(&err);
+	} else {
+		print_result(j, path, size, sum, want);
+		if (want && strcmp(sum, want) != 0)
+			status = IMG_DATA;
+	}
+	if (!j->status)
+		j->status = status;
+}
+
+/* One line "SUM  NAME"; false when it is none. */
+static bool check_line(struct job *j, char *line)
+{
+	bool escaped = *line == '\\';
+	char *sum = line + escaped, *name = sum + IMG_SUM_STR - 1;
+
+	if (strspn(sum, "0123456789abcdef") != IMG_SUM_STR - 1 || strncmp(name, "  ", 2) != 0)
+		return false;
+	*name = '\0';
+	name += 2;
+	if (escaped)
+		unescape_name(name);
+	do_disk(j, name, sum);
+	return true;
+}
+
+static void do_check(struct job *j)
+{
+	FILE *f = strcmp(j->check, "-") == 0 ? stdin : fopen(j->check, "re");
+	size_t room = 0, good = 0, bad = 0;
+	char *line = NULL;
+	ssize_t n;
+
+	if (!f) {
+		cli_warn("%s: %s", j->check, strerror(errno));
+		j->status = errno == ENOENT ? IMG_NOINPUT : errno == EACCES ? IMG_PERM : IMG_IO;
+		return;
+	}
+	while ((n = getline(&line, &room, f)) > 0) {
+		if (line[n - 1] == '\n')
+			line[n - 1] = '\0';
+		if (check_line(j, line))
+			good++;
+		else
+			bad++;
+	}
+	if (ferror(f)) {
+		cli_warn("%s: %s", j->check, strerror(errno));
+		j->status = IMG_IO;
+	}
+	if (!good || bad) {
+		cli_warn(good ? "%s: %zu lines are no sums" : "%s: holds no sum", j->check, bad);
+		if (!j->status)
+			j->status = IMG_DATA;
+	}
+	free(line);
+	if (f != stdin)
+		fclose(f);
+}
+
+int main(int argc, char **argv)
+{
+	struct job j = { 0 };
+	int opt;
+
+	cli_init("vhd-sum", help);
+	cli_common_init(&j.common);
+	while ((opt = getopt_long(argc, argv, CLI_COMMON_SHORT, options, NULL)) != -1) {
+		if (cli_common(&j.common, opt, optarg))
+			continue;
+		if (opt == OPT_CHECK)
+			j.check = optarg;
+		j.json |= opt == CLI_JSON;
+	}
+	if (j.check ? optind < argc : optind == argc)
+		cli_usage(j.check ? "either --check or DISK" : "DISK is missing");
+	cli_catch_signals();
+	j.common.open.maybe_raw = true;
+	if (j.json)
+		fputs("{\"version\":1,\"sums\":[", stdout);
+	if (j.check)
+		do_check(&j);
+	for (; optind < argc && !cli_interrupted(); optind++)
+		do_disk(&j, argv[optind], NULL);
+	if (j.json)
+		fputs("]}\n", stdout);
+	return cli_exit(j.status);
+}
