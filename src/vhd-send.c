@@ -23,6 +23,7 @@ static const char help[] =
 	"      --compress[=LEVEL]  compress with zstd where it pays (level 1 to 19; default 1)\n"
 	"      --rate-limit=RATE   at most RATE bytes a second (10M, 100mbit)\n"
 	"      --receipt=FILE      identity, sums and counts of what was sent, in JSON\n"
+	"      --raw               DISK is a raw disk\n"
 	"  -n, --dry-run[=map]     only say what would be sent, exactly; =map: at most, without\n"
 	"                          reading data\n"
 	"      --json              the dry run's answer in JSON\n"
@@ -55,7 +56,7 @@ struct send {
 	uint8_t *piece;
 };
 
-enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT };
+enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT, OPT_RAW };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -65,6 +66,7 @@ static const struct option options[] = {
 	{"compress", optional_argument, NULL, OPT_COMPRESS},
 	{"rate-limit", required_argument, NULL, OPT_RATE},
 	{"receipt", required_argument, NULL, OPT_RECEIPT},
+	{"raw", no_argument, NULL, OPT_RAW},
 	{"dry-run", optional_argument, NULL, 'n'},
 	{"json", no_argument, NULL, CLI_JSON},
 	{"force", no_argument, NULL, 'f'},
@@ -102,6 +104,9 @@ static void set_option(struct send *s, int opt)
 		break;
 	case OPT_RECEIPT:
 		s->receipt = optarg;
+		break;
+	case OPT_RAW:
+		s->common.open.raw = true;
 		break;
 	case 'n':
 		if (optarg && strcmp(optarg, "map"))
@@ -273,7 +278,9 @@ static int report_dry(const struct send *s, struct img_err *err)
 	uint64_t data = exact ? t->data_bytes : s->begin.planned_bytes;
 	/* BEGIN and END count too */
 	uint64_t records = exact ? t->records : s->begin.planned_records + 2;
-	struct receipt r = {.file = s->disk, .parent = s->from, .begin = &s->begin, .totals = t};
+	struct stream_totals without_id = *t;
+	struct receipt r = {
+		.file = s->disk, .parent = s->from, .begin = &s->begin, .totals = &without_id};
 	char human[32], *text;
 
 	if (!s->json) {
@@ -290,6 +297,7 @@ static int report_dry(const struct send *s, struct img_err *err)
 		return 0;
 	}
 	r.uuid = s->begin.has_uuid ? s->begin.uuid : NULL;
+	without_id.stream_sum[0] = '\0'; /* the real stream has another id */
 	text = receipt_json(&r);
 	if (!text)
 		return img_err_errno(err, ENOMEM, "%s", s->disk);
