@@ -24,7 +24,7 @@ static const char help[] =
 
 enum { OPT_HYPERVISOR = CLI_TOOL, OPT_SECRETS };
 
-struct export {
+struct exporter {
 	struct cli_common common;
 	const char *hypervisor, *name;
 	bool secrets;
@@ -42,7 +42,7 @@ static const char *str(const json_t *o, const char *key)
 
 /* ---- what the adapter knows ---- */
 
-static int ask(const struct export *ex, const char **argv, char **out, size_t *len,
+static int ask(const struct exporter *ex, const char **argv, char **out, size_t *len,
 	       struct img_err *err)
 {
 	const char *verb = argv[1];
@@ -58,7 +58,7 @@ static int ask(const struct export *ex, const char **argv, char **out, size_t *l
 			   status);
 }
 
-static int ask_status(struct export *ex, struct img_err *err)
+static int ask_status(struct exporter *ex, struct img_err *err)
 {
 	const char *argv[] = { NULL, "status", "--json", "--quiet", "--", ex->name, NULL };
 	json_error_t je;
@@ -75,7 +75,7 @@ static int ask_status(struct export *ex, struct img_err *err)
 	return 0;
 }
 
-static int ask_domain(struct export *ex, struct img_err *err)
+static int ask_domain(struct exporter *ex, struct img_err *err)
 {
 	const char *argv[] = { NULL, "dumpxml", "--leaves", "--", ex->name, NULL };
 	char *out;
@@ -90,7 +90,7 @@ static int ask_domain(struct export *ex, struct img_err *err)
 }
 
 /* Where the VM's disks may have their parents, besides what the command line allows. */
-static void allow_parents(struct export *ex)
+static void allow_parents(struct exporter *ex)
 {
 	static const char *dirs[64];
 	const struct img_open *open = &ex->common.open;
@@ -181,7 +181,7 @@ static int add_layer(xmlNode *disk, const struct img_chain *c, unsigned l, struc
 	return vm_set_attr(n, "uuid", uuid, err);
 }
 
-static int add_disk(const struct export *ex, xmlNode *disks, const json_t *record,
+static int add_disk(const struct exporter *ex, xmlNode *disks, const json_t *record,
 		    struct img_err *err)
 {
 	const char *leaf = str(record, "leaf");
@@ -213,7 +213,7 @@ out:
 	return ret;
 }
 
-static int add_disks(const struct export *ex, xmlNode *root, struct img_err *err)
+static int add_disks(const struct exporter *ex, xmlNode *root, struct img_err *err)
 {
 	xmlNode *disks = add(root, "disks", err);
 	json_t *record;
@@ -227,7 +227,7 @@ static int add_disks(const struct export *ex, xmlNode *root, struct img_err *err
 	return 0;
 }
 
-static int add_networks(const struct export *ex, xmlNode *root, struct img_err *err)
+static int add_networks(const struct exporter *ex, xmlNode *root, struct img_err *err)
 {
 	xmlNode *networks = add(root, "networks", err);
 
@@ -245,14 +245,14 @@ static int add_networks(const struct export *ex, xmlNode *root, struct img_err *
 	return 0;
 }
 
-static int add_flag(const struct export *ex, xmlNode *root, const char *name, struct img_err *err)
+static int add_flag(const struct exporter *ex, xmlNode *root, const char *name, struct img_err *err)
 {
 	bool on = json_is_true(json_object_get(ex->status, name));
 
 	return add_text(root, name, on ? "true" : "false", err);
 }
 
-static int add_domain(struct export *ex, xmlNode *root, struct img_err *err)
+static int add_domain(struct exporter *ex, xmlNode *root, struct img_err *err)
 {
 	xmlNode *domain = xmlDocCopyNode(ex->vm.domain, ex->doc, 1);
 
@@ -265,7 +265,7 @@ static int add_domain(struct export *ex, xmlNode *root, struct img_err *err)
 	return 0;
 }
 
-static int build(struct export *ex, struct img_err *err)
+static int build(struct exporter *ex, struct img_err *err)
 {
 	xmlNode *root, *hypervisor;
 	xmlNs *ns;
@@ -290,7 +290,7 @@ static int build(struct export *ex, struct img_err *err)
 	return add_domain(ex, root, err);
 }
 
-static int export(struct export *ex, struct img_err *err)
+static int export_vm(struct exporter *ex, struct img_err *err)
 {
 	xmlChar *text = NULL;
 	int len;
@@ -318,7 +318,7 @@ static const struct option options[] = {
 
 int main(int argc, char **argv)
 {
-	struct export ex = { .hypervisor = "qemu" };
+	struct exporter ex = { .hypervisor = "qemu" };
 	struct img_err err = { 0 };
 	int opt, status;
 
@@ -338,7 +338,7 @@ int main(int argc, char **argv)
 	if (optind + 1 != argc)
 		cli_usage("one VM is wanted");
 	ex.name = argv[optind];
-	status = export(&ex, &err) < 0 ? cli_fail(&err) : 0;
+	status = export_vm(&ex, &err) < 0 ? cli_fail(&err) : 0;
 	vm_free(&ex.vm);
 	xmlFreeDoc(ex.doc);
 	json_decref(ex.status);

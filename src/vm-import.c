@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /* A VM document on stdin becomes a VM of this host's hypervisor, or nothing does. */
+#include <config.h>
+
 #include <errno.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -379,7 +381,7 @@ static bool flag(const struct import *im, const char *name)
 
 static int define(struct import *im, const char *xml, size_t len, struct img_err *err)
 {
-	const char *argv[8] = { NULL, "define" };
+	const char *argv[8] = { NULL, "define" }; /* it says what it has defined */
 	char pending[256];
 	size_t n = 2;
 	int status;
@@ -392,6 +394,8 @@ static int define(struct import *im, const char *xml, size_t len, struct img_err
 		argv[n++] = "--autostart";
 	if (flag(im, "ha"))
 		argv[n++] = "--ha";
+	if (im->common.quiet)
+		argv[n++] = "--quiet";
 	argv[n++] = "-";
 	if (vm_adapter(im->hypervisor, argv, xml, len, NULL, NULL, &status, err) < 0)
 		return -1;
@@ -400,9 +404,6 @@ static int define(struct import *im, const char *xml, size_t len, struct img_err
 				   im->hypervisor, status);
 	if (im->json)
 		print_result(im);
-	else if (!im->common.quiet)
-		fprintf(stderr, "vm-import: %s (%s) is defined%s\n", im->vm.name, im->vm.uuid,
-			im->pending ? ", pending" : "");
 	return 0;
 }
 

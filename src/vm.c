@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
+#include <config.h>
+
 #include "vm.h"
 
 #include <ctype.h>
@@ -379,9 +381,9 @@ static int decode_disk(struct vm_disk *d, xmlNode *node, struct img_err *err)
 	d->readonly = vm_child(node, "readonly") != NULL;
 	if (!d->target || !word_ok(d->target, "-_", 32))
 		return img_err_set(err, IMG_DATA,
-				   "a disk's <target dev> is %s%s: 1 to 32 letters, digits, - and _ "
+				   "a disk's <target dev> is %s: 1 to 32 letters, digits, - and _ "
 				   "are wanted",
-				   d->target ? d->target : "missing", "");
+				   d->target ? d->target : "missing");
 	if (!d->bus)
 		return no_memory(err);
 	return boot_order(node, &d->boot, err);
