@@ -234,7 +234,7 @@ static void execute_next(struct disk *d, struct client *c)
 		c->nin -= len + 1;
 		memmove(c->in, c->in + len + 1, c->nin);
 	}
-	if (!c->out && c->nin == MAX_LINE) {
+	if (!c->out && !c->drop && c->nin == MAX_LINE) {
 		struct img_err err = {0};
 
 		img_err_set(&err, IMG_USAGE, "the line is longer than %u bytes", MAX_LINE - 1);
@@ -420,7 +420,7 @@ int control_bind(struct disk *d, struct img_err *err)
 	ctl.bound = true;
 	/* Nobody can connect before listen(), so the mode is never too wide. */
 	if (chmod(d->control, 0600) < 0 || lstat(d->control, &st) < 0 ||
-	    listen(ctl.listener, MAX_CLIENTS) < 0)
+	    listen(ctl.listener, SOMAXCONN) < 0)
 		return img_err_errno(err, errno, "%s", d->control);
 	ctl.dev = st.st_dev;
 	ctl.ino = st.st_ino;
