@@ -114,7 +114,7 @@ static void set_option(struct recv *r, int opt)
 		r->force = true;
 		break;
 	default:
-		cli_usage(NULL);
+		cli_usage("option %d is not handled", opt);
 	}
 }
 
@@ -222,6 +222,7 @@ static int open_base(struct recv *r, struct img_err *err)
 	if (stat(r->file, &st) == 0 && img_find_layer(r->base, r->file, &absent) >= 0)
 		return img_err_set(err, IMG_USAGE,
 				   "%s: is a part of the base and cannot be replaced", r->file);
+	cli_warn_chain(&r->common, r->base);
 	r->create.type = IMG_DIFFERENCING;
 	r->create.parent_path = r->parent;
 	r->create.parent_uuid = r->begin.base_uuid;
@@ -373,6 +374,10 @@ static int receive(struct recv *r, struct img_err *err)
 		.ctx = r, .begin = on_begin, .data = on_data, .zero = on_zero};
 	struct stat st;
 
+	/* Before the work, not after it: the receipt needs somewhere to go. And no file may get
+	 * a standard stream's number. */
+	if (fcntl(STDIN_FILENO, F_GETFD) < 0 || fcntl(STDOUT_FILENO, F_GETFD) < 0)
+		return img_err_set(err, IMG_IO, "standard input or standard output is closed");
 	if (!r->force && lstat(r->file, &st) == 0)
 		return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", r->file);
 	if (r->receipt && receipt_check(r->receipt, r->force, err))
@@ -390,10 +395,6 @@ int main(int argc, char **argv)
 	struct img_err err = {0};
 	int rc;
 
-	/* Before the work, not after it: the receipt needs somewhere to go. And no file may get a
-	 * standard stream's number. */
-	if (fcntl(STDIN_FILENO, F_GETFD) < 0 || fcntl(STDOUT_FILENO, F_GETFD) < 0)
-		return IMG_IO;
 	cli_init("vhd-recv", help);
 	parse(&r, argc, argv);
 	cli_catch_signals();

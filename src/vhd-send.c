@@ -3,6 +3,7 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -120,7 +121,7 @@ static void set_option(struct send *s, int opt)
 		s->force = true;
 		break;
 	default:
-		cli_usage(NULL);
+		cli_usage("option %d is not handled", opt);
 	}
 }
 
@@ -355,10 +356,15 @@ int main(int argc, char **argv)
 	cli_init("vhd-send", help);
 	parse(&s, argc, argv);
 	cli_catch_signals();
+	if (fcntl(STDOUT_FILENO, F_GETFD) < 0) {
+		img_err_set(&err, IMG_IO, "standard output is closed");
+		goto out;
+	}
 	if (s.receipt && receipt_check(s.receipt, s.force, &err))
 		goto out;
 	if (img_open(&s.chain, s.disk, &s.common.open, &err) || describe(&s, &err))
 		goto out;
+	cli_warn_chain(&s.common, s.chain);
 	rc = send_all(&s, &err);
 out:
 	stream_writer_free(s.writer);
