@@ -18,6 +18,7 @@ static const char help[] =
 	"      --secrets         passwords and keys as well\n"
 	"      --parent-dir=DIR  parents of a disk may lie below DIR\n"
 	"      --parent-anywhere parents of a disk may lie anywhere\n"
+	"      --progress=json   accepted, without effect\n"
 	"  -q, --quiet           no messages but errors\n"
 	"  -h, --help            this text\n"
 	"  -V, --version         the version\n";

@@ -28,11 +28,12 @@ static const char help[] =
 	"      --machine=TYPE         another machine type\n"
 	"      --hypervisor=H         the adapter is hv-H (default: qemu)\n"
 	"      --pending=TOKEN        define it unstartable, until hv-H claim\n"
-	"  -n, --check                only check, define nothing\n"
+	"  -n, --check, --dry-run     only check, define nothing\n"
 	"      --print[=xml|json]     write the mapped domain to stdout, define nothing\n"
 	"      --json                 what was found missing, or defined, as JSON\n"
 	"      --parent-dir=DIR       parents of a disk may lie below DIR\n"
 	"      --parent-anywhere      parents of a disk may lie anywhere\n"
+	"      --progress=json        accepted, without effect\n"
 	"  -q, --quiet                no messages but errors\n"
 	"  -h, --help                 this text\n"
 	"  -V, --version              the version\n";
