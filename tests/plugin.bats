@@ -221,16 +221,12 @@ model_run() {
 @test "we see QEMU's lock" {
 	truncate -s 8M "$d/leaf"
 	coproc qemu { exec qemu-io -f raw "$d/leaf" 3>&- 2>&1; }
-	wait_for 10 qemu_holds "$d/leaf"
+	wait_for 10 sh -c "grep -qs OFDLCK /proc/$qemu_PID/fdinfo/*"
 	run_refused file="$d/leaf"
 	assert_output_has lock
 	echo quit >&"${qemu[1]}"
 	wait "$qemu_PID" || :
 	serve a file="$d/leaf"
-}
-
-qemu_holds() {
-	! qemu-img info "$1" >/dev/null 2>&1
 }
 
 @test "without the ownership record nothing is served" {
