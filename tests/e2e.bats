@@ -109,8 +109,8 @@ bytes_arrived() {
 	assert_status 0
 	[ "$(scene_state b)" = paused ]
 	for t in vda vdb; do
-		a=$(vhd-sum --unlocked "$(scene_leaf a $t)" | cut -d' ' -f1)
-		b=$(vhd-sum --unlocked "$(scene_leaf b $t)" | cut -d' ' -f1)
+		a=$(vhd-sum "$(scene_leaf a $t)" | cut -d' ' -f1)
+		b=$(vhd-sum "$(scene_leaf b $t)" | cut -d' ' -f1)
 		[ -n "$a" ] && [ "$a" = "$b" ] || fail "$t: $a on host a, $b on host b"
 	done
 	scene_hosts exec b hv-qemu resume guest

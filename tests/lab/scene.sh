@@ -34,7 +34,7 @@ scene_guest() {
 	mkdir -p "$scene/raw" "$scene/a/srv/vms" "$scene/b/srv/arrived"
 	"$scene_tools/guest" disks "$scene/raw" "${1:-256M}" "${2:-32M}" "${3:-128M}" || return
 	for t in vda vdb; do
-		vhd-convert --quiet --type=dynamic "$scene/raw/$t.raw" "$scene/a/srv/vms/$t.vhd" || return
+		vhd-convert --quiet --from=raw --type=dynamic "$scene/raw/$t.raw" "$scene/a/srv/vms/$t.vhd" || return
 	done
 	rm -rf "$scene/raw"
 	scene_uuid=$(cat /proc/sys/kernel/random/uuid)
