@@ -175,6 +175,7 @@ setup() {
 			run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=$call \
 				-e inject=$call:signal=KILL:when=$n vhd-create --size=5M disk.vhd
 			[ "$status" -ne 0 ] || break
+			assert_status 137
 			[ ! -e disk.vhd ] || sound --strict disk.vhd
 		done
 	done
