@@ -7,7 +7,8 @@
 #
 # All that belongs to an arriving VM lies in DIR/NAME: the disks, and in .qsm/
 #   uuid, token     whose it is, and of which attempt
-#   lock, busy      one call at a time; who receives just now (it can be ended)
+#   lock            shared by receivers, exclusive for everything else
+#   lock.X, busy.X  one receiver of X (a disk, the state) at a time; which it is (it can be ended)
 #   state           the saved guest; renamed to state.used before its CPUs go on, so never used twice
 #   mode            running, paused or off: how the VM is to go on
 #   starts          start counter after which the state is stale
@@ -68,27 +69,39 @@ d_started() { # PID
 # ---- whose folder ----
 
 # A receiver whose link was cut may wait for data for hours; who comes with the same token may end it.
-d_evict() {
-	while read -r d_pid d_start; do
+d_evict() { # FILE…
+	for d_busy; do
+		[ -f "$d_busy" ] || continue
+		read -r d_pid d_start <"$d_busy" || continue
 		if [ -n "$d_start" ] && [ "$(d_started "$d_pid")" = "$d_start" ]; then
 			kill "$d_pid" 2>/dev/null
 		fi
-	done <"$d_job/busy"
+	done
 }
 
-d_lock() {
-	[ "$(d_read "$d_job/uuid")" = "$q_uuid" ] || d_die 66 "$d_home does not belong to this move"
-	exec 9>>"$d_job/lock" || d_die 73 "cannot open $d_job/lock"
-	d_n=0
-	until flock -n 9; do
+d_take() { # FD shared|exclusive BUSY-FILE…
+	d_fd=$1 d_kind=$2 d_n=0
+	shift 2
+	until flock --"$d_kind" --nonblock "$d_fd"; do
 		case $d_n in
-		5 | 50) [ ! -f "$d_job/busy" ] || d_evict ;;
+		5 | 50) d_evict "$@" ;;
 		esac
 		d_n=$((d_n + 1))
 		[ "$d_n" -lt 200 ] || d_die 75 "another command works in $d_home"
 		sleep 0.1
 	done
-	rm -f -- "$d_job/busy"
+}
+
+d_lock() { # [PART]
+	[ "$(d_read "$d_job/uuid")" = "$q_uuid" ] || d_die 66 "$d_home does not belong to this move"
+	d_part=${1:-}
+	exec 9>>"$d_job/lock" 7>>"$d_job/lock.${d_part:-all}" || d_die 73 "cannot open $d_job/lock"
+	if [ -n "$d_part" ]; then
+		d_take 9 shared
+		d_take 7 exclusive "$d_job/busy.$d_part"
+	else
+		d_take 9 exclusive "$d_job"/busy.*
+	fi
 	[ "$(d_read "$d_job/token")" = "$q_token" ] ||
 		d_die 77 "$d_home belongs to another attempt to move the VM"
 }
@@ -107,13 +120,13 @@ d_prepare() {
 # Runs a receiver of this call's stdin so that d_evict can end it.
 d_receive() { # COMMAND…
 	exec 3<&0
-	"$@" <&3 3<&- 9>&- &
+	"$@" <&3 3<&- 7>&- 9>&- &
 	d_pid=$!
 	exec 3<&-
-	printf '%s %s\n' "$d_pid" "$(d_started "$d_pid")" >"$d_job/busy"
+	printf '%s %s\n' "$d_pid" "$(d_started "$d_pid")" >"$d_job/busy.$d_part"
 	wait "$d_pid"
 	d_status=$?
-	rm -f -- "$d_job/busy"
+	rm -f -- "$d_job/busy.$d_part"
 	return "$d_status"
 }
 
@@ -185,20 +198,33 @@ d_preflight_vm() { # NETWORK…
 
 # Prints vhd-recv's receipt.
 d_recv_base() { # TARGET
-	d_lock
+	d_lock "$1"
 	rm -f -- "$d_home/$1.vhd" "$d_home/$1.avhd"
 	d_receive vhd-recv --quiet -- "$d_home/$1.vhd"
 }
 
+# An increment, which is folded into its base at once: what can fail for want of space fails before the
+# commit. A later increment of the same base holds whatever an earlier one held, so one that was
+# left behind half merged or not at all is no harm: it goes first. Prints three objects.
 d_recv_delta() { # TARGET
-	d_lock
-	rm -f -- "$d_home/$1.avhd"
-	d_receive vhd-recv --quiet --parent="$d_home/$1.vhd" -- "$d_home/$1.avhd"
+	d_lock "$1"
+	if [ -e "$d_home/$1.avhd" ]; then
+		vhd-merge --quiet --delete -- "$d_home/$1.avhd" >/dev/null || exit
+	fi
+	d_receive vhd-recv --quiet --parent="$d_home/$1.vhd" -- "$d_home/$1.avhd" || exit
+	d_begin=$(d_now)
+	vhd-merge --quiet --json --delete -- "$d_home/$1.avhd" || exit
+	printf '{"hundredths":%d}\n' $(($(d_now) - d_begin))
+}
+
+d_now() { # hundredths of a second
+	read -r d_up d_line </proc/uptime
+	printf '%s' "${d_up%.*}${d_up#*.}"
 }
 
 # Prints bytes and sum of what is durable.
 d_recv_state() {
-	d_lock
+	d_lock state
 	rm -f -- "$d_job/state" "$d_job/state.tmp"
 	d_receive cat >"$d_job/state.tmp" || d_die 73 "the guest's state cannot be written"
 	d_sync "$d_job/state.tmp"
@@ -209,7 +235,7 @@ d_recv_state() {
 
 # ---- the VM ----
 
-# Everything durable and verified, pending and unstartable. The VM's document is on stdin.
+# The VM is defined on its copied disks, but pending: nobody can start it. The VM's document is on stdin.
 d_stage() { # MODE STARTS NDISKS TARGET… NETWORK…
 	d_lock
 	d_store "$d_job/mode" "$1"
@@ -217,14 +243,11 @@ d_stage() { # MODE STARTS NDISKS TARGET… NETWORK…
 	d_n=$3
 	shift 3
 	while [ "$d_n" -gt 0 ]; do
-		d_leaf=$d_home/$1.avhd
-		[ -e "$d_leaf" ] || d_leaf=$d_home/$1.vhd
-		[ -f "$d_leaf" ] || d_die 66 "$d_leaf is not there"
-		set -- "$@" --disk="$1=$d_leaf"
+		[ -f "$d_home/$1.vhd" ] || d_die 66 "$d_home/$1.vhd is not there"
+		set -- "$@" --disk="$1=$d_home/$1.vhd"
 		shift
 		d_n=$((d_n - 1))
 	done
-	d_sync "$d_home" "$q_dir"
 	[ -z "$q_local" ] || return 0
 	for d_arg; do
 		shift
@@ -240,7 +263,8 @@ d_stage() { # MODE STARTS NDISKS TARGET… NETWORK…
 		d_same_vm && { d_hv undefine -- "$q_name" || exit; }
 		;;
 	esac
-	vm-import --quiet --hypervisor="$q_hyp" --pending="$q_token" --name="$q_name" "$@"
+	vm-import --quiet --hypervisor="$q_hyp" --pending="$q_token" --name="$q_name" "$@" || exit
+	d_sync "$d_home" "$q_dir"
 }
 
 d_record() { # "RECORD TOKEN" of the VM here
@@ -251,71 +275,22 @@ d_same_vm() {
 	[ "$(d_hv status --json -- "$q_name" 2>/dev/null | jq -r .uuid)" = "$q_uuid" ]
 }
 
-# From the commit on: claims, merges, wakes. Each step is skipped if it is done, so this may be
-# called until it succeeds. It goes on without the source. Tells: claimed, merged, unmerged, resumed.
-d_arrive() { # MODE TARGET…
+# From the commit on. Each step is skipped if it is done, so this may be called until it succeeds. It
+# goes on without the source. Tells: claimed, resumed STATE.
+d_arrive() { # MODE
 	trap '' HUP INT TERM
 	d_lock
 	if [ -z "$q_local" ]; then
 		d_hv claim --token="$q_token" -- "$q_name" || exit
 		d_tell claimed
 	fi
-	d_mode=${1:-$(d_read "$d_job/mode")}
-	shift
-	d_merge "$@"
-	d_wake "$d_mode"
+	d_wake "${1:-$(d_read "$d_job/mode")}"
 }
 
-d_leaf_is() { # TARGET FILE
-	[ "$(d_hv status --json -- "$q_name" |
-		jq -r --arg t "$1" '.disks[] | select(.target == $t) | .leaf')" = "$(readlink -f -- "$2")" ]
-}
-
-# Only while nothing runs on the chain. A child whose disk is served without it was merged before and is
-# never merged twice: the guest may have written since.
-d_merge() { # TARGET…
-	d_begin=$(d_now)
-	d_all=$# d_merged='' d_old=0
-	for d_t; do
-		shift
-		set -- "$@" "$d_t=$d_home/$d_t.vhd"
-		[ -e "$d_home/$d_t.avhd" ] || continue
-		if d_leaf_is "$d_t" "$d_home/$d_t.vhd"; then
-			d_old=1
-		elif ! d_standing; then
-			d_tell unmerged "$d_t" running
-			return 0
-		else
-			d_old=$(($(wc -c <"$d_home/$d_t.avhd") + d_old))
-			vhd-merge --quiet -- "$d_home/$d_t.avhd" >/dev/null || {
-				d_tell unmerged "$d_t" $?
-				d_warn "disk $d_t is not merged; the VM runs on $d_home/$d_t.avhd and its base"
-				return 0
-			}
-			d_merged=1
-		fi
-	done
-	[ "$d_old" -gt 0 ] && [ "$#" -eq "$d_all" ] || return 0
-	if [ -n "$d_merged" ]; then
-		d_hv switch --token="$q_token.merged" -- "$q_name" "$@" || exit
-	fi
-	for d_t; do
-		rm -f -- "$d_home/${d_t%%=*}.avhd"
-	done
-	d_sync "$d_home"
-	d_tell merged "$d_old" $(($(d_now) - d_begin))
-}
-
-d_now() { # hundredths of a second
-	read -r d_up d_line </proc/uptime
-	printf '%s' "${d_up%.*}${d_up#*.}"
-}
-
-d_standing() {
-	case $(d_hv status -- "$q_name") in
-	off | crashed) ;;
-	*) return 1 ;;
-	esac
+d_status() { # sets d_state, d_have: the start counter
+	d_line=$(d_hv status --json -- "$q_name") || exit
+	d_line=$(printf '%s\n' "$d_line" | jq -r '"\(.state) \(.starts)"')
+	d_state=${d_line% *} d_have=${d_line#* }
 }
 
 d_wake() { # MODE
@@ -323,11 +298,15 @@ d_wake() { # MODE
 		d_tell resumed off
 		return 0
 	fi
-	d_state=$(d_hv status -- "$q_name") || exit
+	d_status
 	if [ ! -e "$d_job/state" ]; then
 		[ -e "$d_job/state.used" ] || d_die 81 "the guest's state $d_job/state is not there"
-		[ "$d_state/$1" != paused/running ] || d_hv resume -- "$q_name" || exit
-		d_tell resumed "$(d_hv status -- "$q_name")"
+		# It went on, or was about to; it may have ended since.
+		if [ "$d_state/$1" = paused/running ]; then
+			d_hv resume -- "$q_name" || exit
+			d_state=running
+		fi
+		d_tell resumed "$d_state"
 		return 0
 	fi
 	d_restore
@@ -335,7 +314,7 @@ d_wake() { # MODE
 	mv -- "$d_job/state" "$d_job/state.used" || d_die 81 "cannot rename $d_job/state"
 	d_sync "$d_job"
 	[ "$1" != running ] || d_hv resume -- "$q_name" || d_die 81 "the guest is loaded but does not go on"
-	d_tell resumed "$(d_hv status -- "$q_name")"
+	d_tell resumed "$1"
 }
 
 # The same on the source's own disks, when a move on this host is taken back.
@@ -347,7 +326,6 @@ d_revive() { # MODE
 
 # Whoever started the VM on its own disks meanwhile made the state stale.
 d_restore() {
-	d_have=$(d_hv status --json -- "$q_name" | jq -r .starts)
 	d_limit=$(d_read "$d_job/starts")
 	[ "$d_have" -le "$d_limit" ] ||
 		d_die 81 "the VM was started here without its saved state, which no longer fits its disks"

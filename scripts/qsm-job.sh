@@ -47,6 +47,11 @@ quote() { # TEXT
 	quoted="'$quoted$quote_rest'"
 }
 
+assign() { # NAME TEXT: prints NAME='TEXT', for sh to read
+	quote "$2"
+	printf '%s=%s\n' "$1" "$quoted"
+}
+
 # Sets quoted: all words, each preceded by a space.
 quote_all() { # WORD…
 	quote_words=''
@@ -131,7 +136,7 @@ note() { # WORD…
 
 replay_reset() {
 	j_open='' j_checkpoint='' j_copied=' ' j_pausing='' j_yielding='' j_yielded='' j_resumed=''
-	j_aborted='' j_rolledback='' j_finished='' j_deleted='' j_unmerged='' j_settled='' j_stages=''
+	j_aborted='' j_rolledback='' j_finished='' j_deleted='' j_settled='' j_stages=''
 }
 
 # What the journal says of the last attempt: sets j_*.
@@ -157,8 +162,6 @@ replay() {
 		yielding) j_yielding=1 ;;
 		yielded) j_yielded=1 ;;
 		resumed) j_resumed=$j_args ;;
-		unmerged) j_unmerged=$j_args ;;
-		merged) j_unmerged='' ;;
 		aborted) j_aborted=1 ;;
 		settled) j_settled=$j_args j_open='' ;;
 		rolledback) j_rolledback=1 j_open='' ;;
@@ -172,18 +175,18 @@ replay() {
 # What the attempt is about, for the runs that go on with it.
 store_attempt() {
 	{
-		for a_var in a_token a_vm a_uuid a_dest a_name a_was a_starts a_memory a_ndisks; do
-			eval "a_value=\$$a_var"
-			quote "$a_value"
-			printf '%s=%s\n' "$a_var" "$quoted"
-		done
+		assign a_token "$a_token"
+		assign a_vm "$a_vm"
+		assign a_uuid "$a_uuid"
+		assign a_dest "$a_dest"
+		assign a_name "$a_name"
+		assign a_was "$a_was"
+		assign a_ndisks "$a_ndisks"
 		a_i=0
 		while [ "$a_i" -lt "$a_ndisks" ]; do
 			disk "$a_i"
-			quote "$target"
-			printf 'a_%d_target=%s\n' "$a_i" "$quoted"
-			quote "$base"
-			printf 'a_%d_base=%s\n' "$a_i" "$quoted"
+			assign "a_${a_i}_target" "$target"
+			assign "a_${a_i}_base" "$base"
 			a_i=$((a_i + 1))
 		done
 	} | store "$job/attempt"
@@ -240,14 +243,17 @@ remember_child() { # PID
 # shellcheck disable=SC2016
 far_boot='read -r n && eval "$(dd ibs=1 obs=65536 count="$n" 2>/dev/null)"'
 
-# Prints what goes ahead of the data: the destination's half, and a call of one function in it.
+# Prints what goes ahead of the data: the destination's half, and a call of one function in it. Not to be
+# used by two processes at once.
 far_call() { # FUNCTION [WORD…]
 	{
-		for far_var in path hyp dir name uuid token local; do
-			eval "far_value=\$far_$far_var"
-			quote "$far_value"
-			printf 'q_%s=%s\n' "$far_var" "$quoted"
-		done
+		assign q_path "$far_path"
+		assign q_hyp "$far_hyp"
+		assign q_dir "$far_dir"
+		assign q_name "$far_name"
+		assign q_uuid "$far_uuid"
+		assign q_token "$far_token"
+		assign q_local "$far_local"
 		cat -- "$parts/qsm-dest.sh"
 		far_function=$1
 		shift
@@ -297,6 +303,15 @@ far_insist() { # FUNCTION [WORD…]
 		[ -n "$far_told" ] || warn "$far_host does not answer (status $far_status); trying again for ${opt_retry} s"
 		far_told=1
 		pause_for 2
+	done
+}
+
+# Until it has ended, whatever interrupts the waiting.
+wait_child() { # PID
+	wait "$1"
+	while kill -0 "$1" 2>/dev/null; do
+		stop_sending
+		wait "$1"
 	done
 }
 

@@ -32,7 +32,7 @@ same command goes on with a move that was interrupted.
       --compress[=LEVEL]     compress what is sent (level 1 to 19)
       --retry=TIME           how long to try to reach HOST again (default: 5m)
       --reserve=SIZE         stop when less is free beside the source's disks (default: 256M)
-      --merge=before         fold the AVHDs into the VHDs before the VM resumes (the default)
+      --merge=before         merge the last AVHDs before the VM goes on (the only way so far)
       --delete-source        delete the source's disks at the end
       --report=FILE          write the report, in JSON, to FILE
       --json                 the result is JSON
@@ -165,7 +165,11 @@ check_options() {
 	11*) misuse "only one of --plan, --abort and --settle" ;;
 	esac
 	far_path=$opt_path far_hyp=$opt_hypervisor far_uuid='' far_token=''
-	[ -n "$opt_ssh" ] || opt_ssh='ssh -T -x -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=5 -o ServerAliveCountMax=4'
+	: "${opt_ssh:=ssh}"
+	# Nobody is there to be asked, and a link that is cut must be noticed. What --ssh says itself counts first.
+	case ${opt_ssh%% *} in
+	ssh | */ssh) opt_ssh="$opt_ssh -T -x -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=3 -o ServerAliveCountMax=4" ;;
+	esac
 }
 
 set_places() {
@@ -232,7 +236,7 @@ find_job() {
 }
 
 load_attempt() { # FOLDER
-	a_token='' a_vm='' a_uuid='' a_dest='' a_name='' a_was='' a_starts=0 a_memory=0 a_ndisks=0
+	a_token='' a_vm='' a_uuid='' a_dest='' a_name='' a_was='' a_ndisks=0
 	# Written by store_attempt, in a folder that only its owner reads and writes.
 	# shellcheck disable=SC1091
 	. "$1/attempt" || die 74 "cannot read $1/attempt"
@@ -269,7 +273,7 @@ other_job() {
 
 new_attempt() {
 	a_token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-	a_vm=$opt_vm a_uuid=$v_uuid a_dest=$dest a_name=$far_name a_starts=$v_starts a_memory=$v_memory
+	a_vm=$opt_vm a_uuid=$v_uuid a_dest=$dest a_name=$far_name
 	a_ndisks=$v_ndisks
 	case $v_state in
 	running | paused) a_was=$v_state ;;
@@ -300,12 +304,16 @@ stage=''
 
 end_stage() { # BYTES
 	clock
-	note stage "$stage" "$1" $((now - stage_from))
-	j_stages="$j_stages$stage $1 $((now - stage_from))$NL"
-	if [ "$1" -gt 0 ]; then
-		say "$stage: $(human "$1") in $(seconds $((now - stage_from))) s"
+	took "$stage" "$1" $((now - stage_from))
+}
+
+took() { # STAGE BYTES HUNDREDTHS
+	note stage "$@"
+	j_stages="$j_stages$*$NL"
+	if [ "$2" -gt 0 ]; then
+		say "$1: $(human "$2") in $(seconds "$3") s"
 	else
-		say "$stage: $(seconds $((now - stage_from))) s"
+		say "$1: $(seconds "$3") s"
 	fi
 }
 
@@ -462,13 +470,14 @@ checkpoint() {
 	[ -z "$j_checkpoint" ] || return 0
 	begin_stage checkpoint
 	[ "$a_was" = off ] || snapshot base || rollback "the checkpoint could not be made"
+	must_status
 	note checkpoint
 	end_stage 0
 }
 
-# An empty AVHD on each disk (only on those that still stand on their base), live, all or none.
+# An empty AVHD on each disk (only on those that still stand on their base), live, all or none. The paths
+# of the AVHDs are in top_INDEX afterwards.
 snapshot() { # [base]
-	must_status
 	set -- "${1:-}"
 	n=0
 	while [ "$n" -lt "$a_ndisks" ]; do
@@ -479,58 +488,60 @@ snapshot() { # [base]
 	done
 	shift
 	[ $# -gt 0 ] || return 0
-	vhd-snap --quiet "$@" >/dev/null || return
-	must_status
+	vhd-snap --quiet --json "$@" >"$tmp/snap" || return
+	eval "$(jq -r '.snapshots | to_entries[] | "top_\(.key)=\(.value.child | @sh)"' "$tmp/snap")"
 }
 
 # ---- copy ----
 
-# One disk to the other side, with the status of every part. 0 sent, verified and equal; 1 the link was
-# cut; 2 the other side has no room; 3 the source's reserve is reached; 4 interrupted; 5 another failure.
-send_disk() { # FUNCTION TARGET RECEIPT VHD-SEND'S ARGUMENTS…
-	rm -f -- "$3" "$tmp/send" "$tmp/far" "$tmp/send.pid" "$tmp/full"
-	far_call "$1" "$2" >"$tmp/call"
-	receipt=$3
+# One disk to the other side, in the background: child is its process. The statuses of both ends and
+# the receipts are in files X.*, for judge_send.
+send_disk() { # X FUNCTION TARGET VHD-SEND'S ARGUMENTS…
+	rm -f -- "$tmp/$1".*
+	far_call "$2" "$3" >"$tmp/$1.call"
+	send_x=$tmp/$1
 	shift 3
-	{
-		{
-			cat -- "$tmp/call"
-			# shellcheck disable=SC2086
-			vhd-send $opt_progress ${opt_quiet:+--quiet} $opt_compress --receipt="$receipt" "$@" 8>&- &
-			echo $! >"$tmp/send.pid"
-			remember_child $!
-			wait $!
-			echo $? >"$tmp/send"
-		} | {
-			far_run >"$receipt.far"
-			echo $? >"$tmp/far"
-		}
-	} 8>&- &
+	send_parts "$@" 8>&- &
 	child=$!
-	wait "$child"
-	while [ -n "$interrupted" ] && kill -0 "$child" 2>/dev/null; do
-		stop_sending
-		wait "$child"
-	done
-	child=''
-	read -r send_status <"$tmp/send" || send_status=70
-	read -r far_status <"$tmp/far" || far_status=255
-	judge_send
 }
-child='' receipt=''
+child=''
+
+send_parts() {
+	{
+		cat -- "$send_x.call"
+		# shellcheck disable=SC2086
+		vhd-send $opt_progress ${opt_quiet:+--quiet} $opt_compress --receipt="$send_x.sent" "$@" &
+		echo $! >"$send_x.pid"
+		remember_child $!
+		wait $!
+		echo $? >"$send_x.status"
+		rm -f -- "$send_x.pid"
+	} | {
+		far_run >"$send_x.got"
+		echo $? >"$send_x.far"
+	}
+	clock
+	echo "$now" >"$send_x.end"
+}
 
 stop_sending() {
-	[ -s "$tmp/send.pid" ] || return 0
-	read -r d <"$tmp/send.pid"
-	kill "$d" 2>/dev/null || :
+	for d in "$tmp"/*.pid; do
+		[ -s "$d" ] || continue
+		read -r d <"$d"
+		kill "$d" 2>/dev/null || :
+	done
 }
 
-judge_send() {
+# 0 sent, verified and equal; 1 the link was cut; 2 the other side has no room; 3 the source's reserve is
+# reached; 4 interrupted; 5 another failure, named in failure.
+judge_send() { # X
 	failure=''
+	read -r send_status <"$tmp/$1.status" || send_status=70
+	read -r far_status <"$tmp/$1.far" || far_status=255
 	[ -z "$interrupted" ] || return 4
 	[ ! -e "$tmp/full" ] || return 3
 	if [ "$send_status" -eq 0 ] && [ "$far_status" -eq 0 ]; then
-		same_receipts && return 0
+		same_receipts "$tmp/$1" && return 0
 		failure="disk $target: what arrived is not what was sent"
 		return 5
 	fi
@@ -549,13 +560,12 @@ judge_send() {
 }
 
 # The sums of the stream at both ends, and of the content, where both know it.
-same_receipts() {
-	[ -s "$receipt" ] && [ -s "$receipt.far" ] || return 1
-	jq -es 'length == 2 and .[0].stream_sum != null and .[0].stream_sum == .[1].stream_sum
-		and .[0].size == .[1].size
+same_receipts() { # FILE
+	[ -s "$1.sent" ] && [ -s "$1.got" ] || return 1
+	jq -es '.[0].stream_sum != null and .[0].stream_sum == .[1].stream_sum and .[0].size == .[1].size
 		and (.[0].content_sum == null or .[1].content_sum == null or .[0].content_sum == .[1].content_sum)' \
-		"$receipt" "$receipt.far" >/dev/null || return 1
-	sent=$(jq '.bytes' "$receipt.far")
+		"$1.sent" "$1.got" >/dev/null || return 1
+	sent=$(jq -s '.[0].bytes' "$1.got")
 }
 sent=0
 
@@ -589,7 +599,9 @@ copy_disk() {
 		tried=$now
 		say "copying disk $target ($base)"
 		# shellcheck disable=SC2086
-		send_disk d_recv_base "$target" "$tmp/base" $opt_rate -- "$base" && break
+		send_disk base d_recv_base "$target" $opt_rate -- "$base"
+		wait_child "$child"
+		judge_send base && break
 		case $? in
 		1) ;;
 		4) resumable "interrupted" ;;
@@ -638,89 +650,22 @@ stop_watching() {
 	watcher=''
 }
 
-# ---- save ----
-
-# The state goes straight to the destination; the paused guest stays here until the commit.
-save() {
-	mode=$v_state
-	[ "$mode" != off ] || return 0
-	begin_stage save
-	boot=$(cat /proc/sys/kernel/random/boot_id)
-	clock
-	note pausing "$boot" "$now" "$(date +%s)"
-	j_pausing="$boot $now $(date +%s)"
-	far_call d_recv_state >"$tmp/call"
-	rm -f -- "$tmp/save" "$tmp/send" "$tmp/far"
-	{
-		cat -- "$tmp/call"
-		hv save -- "$opt_vm" - 3>"$tmp/save"
-		echo $? >"$tmp/send"
-	} | {
-		far_run >"$tmp/save.far"
-		echo $? >"$tmp/far"
-	}
-	read -r send_status <"$tmp/send" || send_status=70
-	read -r far_status <"$tmp/far" || far_status=255
-	[ "$send_status" -eq 0 ] || rollback "the guest's state was not saved (status $send_status, $far_host: $far_status)"
-	[ "$far_status" -eq 0 ] || rollback "the guest's state did not arrive at $far_host (status $far_status)"
-	have=$(jq -r '"\(.bytes) \(.xxh128)"' "$tmp/save")
-	read -r arrived <"$tmp/save.far" || arrived=''
-	[ "$have" = "$arrived" ] || rollback "the guest's state arrived damaged: $arrived, not $have"
-	end_stage "${have%% *}"
-}
-mode=off
-
-# A guest that an interrupted run left standing goes on first: the time until now is not made longer than
-# it must be, and what is saved is always the last thing that it did.
-wake_source() {
-	case $v_state in
-	saved | paused) ;;
-	*) return 0 ;;
-	esac
-	[ -n "$j_pausing" ] || return 0
-	if [ "$v_state" = saved ] || [ "$a_was" = running ]; then
-		hv resume -- "$opt_vm" || die 81 "$opt_vm stands still here and does not go on: hv-$opt_hypervisor resume $opt_vm"
-		[ "$a_was" = running ] || hv pause -- "$opt_vm"
-	fi
-	must_status
-}
-
-# ---- delta ----
-
-# The guest stands still and its last writes are in the AVHDs. One more AVHD frees these from their
-# server's lock, and staying empty it proves that nothing was written since.
-delta() {
-	begin_stage delta
-	n=0
-	while [ "$n" -lt "$a_ndisks" ]; do
-		eval "frozen_$n=\$v_${n}_leaf"
-		n=$((n + 1))
-	done
-	[ "$mode" = off ] || snapshot || rollback "the last AVHDs could not be frozen"
-	total=0
-	i=0
-	while [ "$i" -lt "$a_ndisks" ]; do
-		disk "$i"
-		frozen=''
-		eval "frozen=\$frozen_$i"
-		if [ "$mode" != off ]; then
-			eval "empty_$i=\$(wc -c <\"\$leaf\")"
-			jq -cn --arg f "$leaf" '$f' >>"$job/layers"
-		fi
-		if [ "$frozen" != "$base" ]; then
-			send_disk d_recv_delta "$target" "$tmp/delta" --from="$base" -- "$frozen" ||
-				rollback "${failure:-interrupted}"
-			total=$((total + sent))
-		fi
-		i=$((i + 1))
-	done
-	[ "$total" -eq 0 ] || end_stage "$total"
-}
-
 # ---- stage ----
 
+# The VM's definition waits at the destination, pending, before the guest is paused for it.
 stage_vm() {
+	must_status
+	case $v_owner/$v_state in
+	owner/running | owner/paused | owner/off) ;;
+	*) rollback "$opt_vm is $v_state now, its record is \"$v_owner\"" ;;
+	esac
+	case $a_was/$v_state in
+	off/running | off/paused) rollback "$opt_vm was started meanwhile" ;;
+	esac
+	mode=$v_state
 	begin_stage stage
+	list_layers
+	vm-export --hypervisor="$opt_hypervisor" -- "$opt_vm" >"$tmp/vm.xml" || rollback "vm-export cannot describe $opt_vm"
 	list_targets
 	expect=0
 	[ -z "$far_local" ] || expect=$v_starts
@@ -730,6 +675,145 @@ stage_vm() {
 	} >"$tmp/staged"
 	far_run <"$tmp/staged" || rollback "$far_host does not take the VM (status $?)"
 	end_stage 0
+}
+mode=off
+
+# The files from each leaf down to the base, as JSON strings: for the end, when the leaves are elsewhere.
+list_layers() {
+	n=0
+	while [ "$n" -lt "$a_ndisks" ]; do
+		disk "$n"
+		vhd-info --json --chain --unlocked -- "$leaf" >"$tmp/info" || rollback "disk $target: $leaf cannot be read"
+		jq -c --arg b "$base" '.files[0].chain | map(.file)
+			| .[:(index($b) // error("the base is not in the chain")) + 1][]' "$tmp/info" ||
+			rollback "disk $target: $leaf does not stand on $base"
+		n=$((n + 1))
+	done >"$tmp/layers"
+	store "$job/layers" <"$tmp/layers"
+}
+
+# A guest that an interrupted run left standing goes on first: the time until now is not made longer than
+# it must be, and what is saved is always the last thing that it did.
+wake_source() {
+	[ -n "$j_pausing" ] || return 0
+	case $v_state in
+	saved | paused)
+		if [ "$v_state" = saved ] || [ "$a_was" = running ]; then
+			hv resume -- "$opt_vm" ||
+				die 81 "$opt_vm stands still here and does not go on: hv-$opt_hypervisor resume $opt_vm"
+			[ "$a_was" = running ] || hv pause -- "$opt_vm"
+		fi
+		must_status
+		;;
+	esac
+	note running
+	j_pausing=''
+}
+
+# ---- save and delta ----
+
+# The guest stands still. Its state goes straight to the destination, and its last writes, which are in the
+# AVHDs, at the same time; the paused guest stays here until the commit.
+save() {
+	stage=save
+	if [ "$mode" != off ]; then
+		boot=$(cat /proc/sys/kernel/random/boot_id)
+		clock
+		note pausing "$boot" "$now" "$(date +%s)"
+		j_pausing="$boot $now $(date +%s)"
+		[ "$mode" = paused ] || hv pause -- "$opt_vm" || rollback "$opt_vm cannot be paused"
+		freeze
+	fi
+	clock
+	stage_from=$now children=''
+	start_deltas
+	if [ "$mode" != off ]; then
+		far_call d_recv_state >"$tmp/state.call"
+		send_state 8>&- &
+		children="$children $!"
+	fi
+	for d in $children; do
+		wait_child "$d"
+	done
+	judge_deltas
+	[ "$mode" = off ] || judge_state
+}
+
+# One more AVHD frees the last ones from their server's lock, and staying empty it proves that nothing
+# was written since.
+freeze() {
+	snapshot || rollback "the last AVHDs could not be frozen"
+	n=0
+	while [ "$n" -lt "$a_ndisks" ]; do
+		eval "top=\$top_$n"
+		eval "empty_$n=\$(wc -c <\"\$top\")"
+		jq -cn --arg f "$top" '$f' >>"$job/layers"
+		n=$((n + 1))
+	done
+}
+top=''
+
+# Nothing at all was written to this AVHD: without a checkpoint there is none, the disk was off.
+start_deltas() {
+	i=0
+	while [ "$i" -lt "$a_ndisks" ]; do
+		disk "$i"
+		if [ "$leaf" != "$base" ]; then
+			send_disk "delta$i" d_recv_delta "$target" --from="$base" -- "$leaf"
+			children="$children $child"
+		fi
+		i=$((i + 1))
+	done
+}
+
+send_state() {
+	{
+		cat -- "$tmp/state.call"
+		hv save -- "$opt_vm" - 3>"$tmp/state.sent"
+		echo $? >"$tmp/state.status"
+	} | {
+		far_run >"$tmp/state.got"
+		echo $? >"$tmp/state.far"
+	}
+	clock
+	echo "$now" >"$tmp/state.end"
+}
+
+judge_state() {
+	stage=save
+	read -r send_status <"$tmp/state.status" || send_status=70
+	read -r far_status <"$tmp/state.far" || far_status=255
+	[ "$send_status" -eq 0 ] ||
+		rollback "the guest's state was not saved (status $send_status, $far_host: $far_status)"
+	[ "$far_status" -eq 0 ] || rollback "the guest's state did not arrive at $far_host (status $far_status)"
+	have=$(jq -r '"\(.bytes) \(.xxh128)"' "$tmp/state.sent")
+	read -r arrived <"$tmp/state.got" || arrived=''
+	[ "$have" = "$arrived" ] || rollback "the guest's state arrived damaged: $arrived, not $have"
+	read -r now <"$tmp/state.end"
+	took save "${have%% *}" $((now - stage_from))
+}
+
+judge_deltas() {
+	stage='delta'
+	i=0 total=0 merged=0 merge_time=0 last=$stage_from
+	while [ "$i" -lt "$a_ndisks" ]; do
+		disk "$i"
+		if [ "$leaf" != "$base" ]; then
+			judge_send "delta$i" || rollback "${failure:-interrupted}"
+			total=$((total + sent))
+			jq -rs '"\(.[1].bytes) \(.[2].hundredths)"' "$tmp/delta$i.got" >"$tmp/line"
+			read -r d rest <"$tmp/line"
+			merged=$((merged + d))
+			[ "$rest" -le "$merge_time" ] || merge_time=$rest
+			read -r now <"$tmp/delta$i.end"
+			[ "$now" -le "$last" ] || last=$now
+		fi
+		i=$((i + 1))
+	done
+	[ "$last" -gt "$stage_from" ] || return 0
+	[ "$merge_time" -le $((last - stage_from)) ] || merge_time=$((last - stage_from))
+	took delta "$total" $((last - stage_from - merge_time))
+	took merge "$merged" "$merge_time"
 }
 
 # ---- commit ----
@@ -759,9 +843,8 @@ untouched() {
 	[ "$mode" != off ] || return 0
 	n=0
 	while [ "$n" -lt "$a_ndisks" ]; do
-		disk "$n"
-		eval "size=\$empty_$n"
-		[ "$(wc -c <"$leaf")" -eq "$size" ] || return 1
+		eval "top=\$top_$n size=\$empty_$n"
+		[ "$(wc -c <"$top")" -eq "$size" ] || return 1
 		n=$((n + 1))
 	done
 }
@@ -774,9 +857,7 @@ commit_local() {
 	eval "set -- $targets"
 	for d; do
 		shift
-		d_file=$far_dir/$far_name/$d.avhd
-		[ -e "$d_file" ] || d_file=$far_dir/$far_name/$d.vhd
-		set -- "$@" "$d=$d_file"
+		set -- "$@" "$d=$far_dir/$far_name/$d.vhd"
 	done
 	hv switch --token="$a_token" -- "$opt_vm" "$@" || rollback "the disks of $opt_vm could not be switched"
 }
@@ -802,7 +883,7 @@ yield_mode() {
 	awk '$2 == "yielding" && $NF == "." { m = $3 } END { print m }' "$job/journal"
 }
 
-# ---- resume, merge ----
+# ---- resume ----
 
 # The destination does the rest on its own once it has heard of the commit; here it is only told, again
 # and again if need be.
@@ -811,22 +892,11 @@ arrive() {
 	trap '' INT TERM HUP
 	mode=$(yield_mode)
 	begin_stage resume
-	list_targets
-	eval "far_insist d_arrive $mode $targets" >"$tmp/arrived"
+	far_insist d_arrive "$mode" >"$tmp/arrived"
 	arrive_status=$?
-	merge_time=0 woken=''
-	while read -r word d rest; do
+	woken=''
+	while read -r word d; do
 		case $word in
-		unmerged)
-			note unmerged "$d"
-			j_unmerged=$d
-			;;
-		merged)
-			note stage merge "$d" "$rest"
-			j_stages="${j_stages}merge $d $rest$NL"
-			merge_time=$((merge_time + rest))
-			say "merge: $(human "$d") in $(seconds "$rest") s"
-			;;
 		resumed) woken=$d ;;
 		esac
 	done <"$tmp/arrived"
@@ -836,7 +906,6 @@ arrive() {
 	offline_time
 	note resumed "$offline" "$woken"
 	j_resumed="$offline $woken"
-	stage_from=$((stage_from + merge_time))
 	end_stage 0
 	if [ "$woken" != "$mode" ]; then
 		warn "$opt_vm is $woken at $far_host; it was $mode here"
@@ -867,10 +936,6 @@ finish() {
 		off) ;;
 		*) hv stop --force -- "$opt_vm" || warn "the paused guest of $opt_vm could not be ended here: hv-$opt_hypervisor stop --force $opt_vm" ;;
 		esac
-	fi
-	if [ -n "$j_unmerged" ]; then
-		report
-		die 75 "$opt_vm runs at $far_host on base and AVHD, which are not merged (disk $j_unmerged); stop it there and run this command again to merge them"
 	fi
 	far_insist d_finish || die 75 "$opt_vm has moved and runs, but $far_host cannot be reached to clean up; the same command does it"
 	delete_source
@@ -912,9 +977,9 @@ sum_stages() {
 
 report_json() {
 	sum_stages | jq -Rn --arg vm "$opt_vm" --arg uuid "$v_uuid" --arg dest "$dest" --arg name "$a_name" \
-		--arg state "${j_resumed##* }" --argjson offline "$offline" --arg chain "$j_unmerged" '
+		--arg state "${j_resumed##* }" --argjson offline "$offline" '
 		{version: 1, ok: true, result: "moved", vm: $vm, uuid: $uuid, destination: $dest, name: $name,
-		 state: $state, merged: ($chain == ""), offline_seconds: ($offline / 100),
+		 state: $state, offline_seconds: ($offline / 100),
 		 stages: [inputs | split(" ") | (.[1] | tonumber) as $b | (.[2] | tonumber / 100) as $s
 			| {stage: .[0], bytes: $b, seconds: $s,
 			   rate: (if $b > 0 and $s > 0 then ($b / $s | floor) else null end)}]}
@@ -1082,14 +1147,8 @@ settle_here() {
 	[ -n "$opt_fenced" ] ||
 		die 81 "$opt_vm may still run where it came from: only if that host is off and stays off, add --i-fenced-the-other"
 	far_token=$v_token far_local='' far_name=$opt_vm
-	set --
-	n=0
-	while [ "$n" -lt "$v_ndisks" ]; do
-		eval "set -- \"\$@\" \"\$v_${n}_target\""
-		n=$((n + 1))
-	done
 	far_here=1
-	far d_arrive '' "$@" >/dev/null || die 81 "$opt_vm does not go on here (status $?)"
+	far d_arrive '' >/dev/null || die 81 "$opt_vm does not go on here (status $?)"
 	far d_finish || warn "$far_dir/$far_name/.qsm is still there"
 	must_status
 	say "$opt_vm is this host's, and $v_state"
@@ -1120,38 +1179,13 @@ finished_before() {
 
 # The stages up to the commit; whatever fails in one of them does not come back.
 go() {
+	wake_source
 	checkpoint
 	copy
 	[ -z "$interrupted" ] || resumable "interrupted"
-	before_pause
-	save
-	delta
 	stage_vm
+	save
 	commit
-}
-
-# What can be done while the guest still runs.
-before_pause() {
-	must_status
-	wake_source
-	case $v_owner/$v_state in
-	owner/running | owner/paused | owner/off) ;;
-	*) rollback "$opt_vm is $v_state now, its record is \"$v_owner\"" ;;
-	esac
-	case $a_was/$v_state in
-	off/running | off/paused) rollback "$opt_vm was started meanwhile" ;;
-	esac
-	vm-export --hypervisor="$opt_hypervisor" -- "$opt_vm" >"$tmp/vm.xml" || rollback "vm-export cannot describe $opt_vm"
-	n=0
-	while [ "$n" -lt "$a_ndisks" ]; do
-		disk "$n"
-		vhd-info --json --chain --unlocked -- "$leaf" >"$tmp/info" || rollback "disk $target: $leaf cannot be read"
-		jq -c --arg b "$base" '.files[0].chain | map(.file)
-			| .[:(index($b) // error("the base is not in the chain")) + 1][]' "$tmp/info" ||
-			rollback "disk $target: $leaf does not stand on $base"
-		n=$((n + 1))
-	done >"$tmp/layers"
-	store "$job/layers" <"$tmp/layers"
 }
 
 move() {
