@@ -9,7 +9,8 @@ Checks everything that the page tells a receiver to check and prints what the st
   --json          print the summary as JSON
   --records       print one line a record: number, position, type, flags, offset, length, stored
   --remake FILE EDIT
-                  write a stream with right checksums whose records were edited. EDIT is one of
+                  write a stream with right checksums whose records were edited. EDIT is one or more,
+                  with commas between, of
                   drop:N, swap:N (with the next), repeat:N, type:N:TYPE:FLAGS, off:N:OFFSET,
                   len:N:LENGTH, insert:N:TYPE:FLAGS:LENGTH, field:N:TYPE:HEX,
                   incompat:BITS, version:MAJOR
@@ -353,7 +354,8 @@ def main():
         if a.remake:
             pre = data[:PREAMBLE]
             recs = list(records(data, xxhash.xxh3_64_intdigest(preamble(data)["id"])))
-            pre = edit(recs, pre, a.remake[1])
+            for how in a.remake[1].split(","):
+                pre = edit(recs, pre, how)
             with open(a.remake[0], "wb") as f:
                 f.write(reseal(recs, pre))
             return 0

@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# vhd-send: the stream is what the page says, and holds what the guest sees.
+load helper
+load disks
+load streams
+
+setup() {
+	workdir
+}
+
+chain() {
+	model make base.vhd --size=8M --fill=30:4K --raw=base.raw
+	cp base.raw disk.raw
+	model make child.avhd --parent=base.vhd --fill=30:4K --seed=7 --raw=disk.raw
+}
+
+# holds STREAM RAW [OPTION]…: the independent reader finds nothing wrong and makes RAW of it.
+holds() {
+	dump --raw=out.raw "${@:3}" "$1" >/dev/null || fail "the stream is refused"
+	cmp out.raw "$2"
+}
+
+@test "a dynamic disk" {
+	chain
+	vhd-send base.vhd >s
+	holds s base.raw
+}
+
+@test "a fixed disk" {
+	model make disk.vhd --kind=fixed --size=3M --fill=30:4K --raw=disk.raw
+	vhd-send disk.vhd >s
+	holds s disk.raw
+}
+
+@test "a raw disk, also of odd size" {
+	head -c 1500001 /dev/urandom >disk.raw
+	vhd-send --raw disk.raw >s
+	holds s disk.raw
+}
+
+@test "a raw disk must be named as one" {
+	head -c 1M /dev/urandom >disk.raw
+	refused 65 vhd-send disk.raw
+}
+
+@test "a whole chain is one disk" {
+	chain
+	vhd-send child.avhd >s
+	holds s disk.raw
+}
+
+@test "an increment is what lies above the parent, and no more" {
+	chain
+	vhd-send --from=base.vhd child.avhd >s
+	holds s disk.raw --base=base.raw
+	[ "$(stat -c %s s)" -lt $((30 * 4096 + 30 * 80 + 1000)) ]
+}
+
+@test "an increment from further down" {
+	chain
+	cp disk.raw mid.raw
+	model make leaf.avhd --parent=child.avhd --fill=20:512 --seed=9 --raw=disk.raw
+	vhd-send --from=base.vhd leaf.avhd >s
+	holds s disk.raw --base=base.raw
+	vhd-send --from=child.avhd leaf.avhd >s
+	holds s disk.raw --base=mid.raw
+}
+
+@test "zeros that hide the parent's data are sent" {
+	model make base.vhd --size=4M --fill=64:64K --seq --zeros=0 --raw=disk.raw
+	cp disk.raw base.raw
+	model make child.avhd --parent=base.vhd --fill=20:64K --zeros=1 --raw=disk.raw
+	run cmp -s base.raw disk.raw
+	assert_status 1
+	vhd-send --from=base.vhd child.avhd >s
+	holds s disk.raw --base=base.raw
+	[ "$(stat -c %s s)" -lt 3000 ]
+}
+
+@test "other block sizes" {
+	for b in 64K 512K 8M; do
+		model make disk.vhd --size=20M --block=$b --fill=30:4K --raw=disk.raw
+		vhd-send disk.vhd >s
+		holds s disk.raw
+		rm disk.*
+	done
+}
+
+@test "holes and stored zeros cost nothing" {
+	model make disk.vhd --kind=fixed --size=64M
+	vhd-send disk.vhd >s
+	[ "$(stat -c %s s)" -lt 1000 ]
+	dd if=/dev/zero of=dense.raw bs=1M count=16 status=none
+	vhd-send --raw dense.raw >s
+	[ "$(stat -c %s s)" -lt 1000 ]
+}
+
+@test "2040 GiB without data, in seconds" {
+	vhd-create --size=2040G disk.vhd
+	run timeout 20 sh -c 'vhd-send disk.vhd | wc -c'
+	[ "$output" -lt 1000 ]
+}
+
+@test "the manual's example" {
+	vhd-create --size=1M empty.vhd
+	[ "$(vhd-send empty.vhd | wc -c)" -eq "$(grep -x '[0-9]*' "$top/man/vhd-stream.5")" ]
+}
+
+@test "an ancestor must be one" {
+	chain
+	model make other.vhd --size=8M --seed=99
+	refused 65 vhd-send --from=other.vhd child.avhd
+	refused 64 vhd-send --from=child.avhd child.avhd
+	refused 66 vhd-send --from=gone.vhd child.avhd
+}
+
+@test "an ancestor by another name" {
+	chain
+	ln -s base.vhd 'other name'
+	vhd-send --from="$PWD/other name" child.avhd >s
+	holds s disk.raw --base=base.raw
+}
+
+@test "a dry run is exact" {
+	chain
+	local o
+	for o in --quiet --compress --from=base.vhd; do
+		run --separate-stderr vhd-send --dry-run --json "$o" child.avhd
+		assert_status 0
+		vhd-send "$o" child.avhd >s
+		[ "$(json .bytes)" -eq "$(stat -c %s s)" ] || fail "$o"
+		[ "$(json .records)" -eq "$(dump --records s | wc -l)" ]
+	done
+	run --separate-stderr vhd-send -n child.avhd
+	assert_output_has "$(vhd-send child.avhd | wc -c) bytes"
+}
+
+@test "a dry run from the map is an upper bound, and reads no data" {
+	chain
+	local o
+	for o in --quiet --from=base.vhd; do
+		run --separate-stderr faulty FAULT_READ=1 vhd-send --dry-run=map --json "$o" child.avhd
+		assert_status 0
+		[ "$(jq .exact <<<"$output")" = false ]
+		[ "$(jq .bytes <<<"$output")" -ge "$(vhd-send "$o" child.avhd | wc -c)" ]
+	done
+}
+
+@test "compression, where it pays" {
+	need zstd
+	seq 1 200000 >disk.raw
+	truncate -s 4M disk.raw
+	vhd-send --raw --compress=3 disk.raw >s
+	holds s disk.raw
+	[ "$(stat -c %s s)" -lt 700000 ]
+	head -c 4M /dev/urandom >disk.raw
+	vhd-send --raw disk.raw >plain
+	vhd-send --raw --compress disk.raw >s
+	holds s disk.raw
+	[ "$(stat -c %s s)" -eq "$(stat -c %s plain)" ]
+}
+
+@test "a rate limit holds" {
+	head -c 600000 /dev/urandom >disk.raw
+	local began=${EPOCHREALTIME/./}
+	[ "$(vhd-send --raw --rate-limit=300000 disk.raw | wc -c)" -gt 600000 ]
+	local took=$((${EPOCHREALTIME/./} - began))
+	[ $took -gt 1700000 ] && [ $took -lt 8000000 ] || fail "took $took µs"
+}
+
+@test "checkpoints come at least every five seconds" {
+	head -c 1200000 /dev/urandom >disk.raw
+	vhd-send --raw --rate-limit=200000 disk.raw >s
+	dump --records s | grep -q ' CHECKPOINT '
+	holds s disk.raw
+}
+
+@test "a checkpoint after 256 MiB" {
+	truncate -s 600M disk.raw
+	for i in $(seq 0 50000 550000); do
+		dd if=/dev/urandom of=disk.raw bs=1K count=40000 seek="$i" conv=notrunc status=none
+	done
+	[ "$(vhd-send --raw disk.raw | dump --records - | grep -c ' CHECKPOINT ')" -ge 1 ]
+}
+
+@test "the receipt tells what was sent" {
+	chain
+	vhd-send --receipt=r child.avhd >s
+	run cat r
+	[ "$(json .version)" -eq 1 ]
+	[ "$(json .bytes)" -eq "$(stat -c %s s)" ]
+	[ "$(json .content_sum)" = "$(vhd-sum child.avhd | cut -d' ' -f1)" ]
+	[ "$(json .stream_sum)" = "$(dump --json s | jq -r .stream_sum)" ]
+	[ "$(json .uuid)" = "$(vhd-info --json child.avhd | jq -r '.. | .uuid? // empty' | head -n 1)" ]
+}
+
+@test "a receipt is not overwritten, unless forced" {
+	chain
+	echo precious >r
+	refused 73 vhd-send --receipt=r base.vhd
+	[ "$(cat r)" = precious ]
+	vhd-send --force --receipt=r base.vhd >s
+	jq -e .stream_sum r
+	: >empty
+	vhd-send --receipt=empty base.vhd >s
+	jq -e .stream_sum empty
+}
+
+@test "a receipt through a descriptor" {
+	chain
+	vhd-send --receipt=/dev/fd/5 base.vhd 5>&1 >s | jq -e .bytes
+}
+
+@test "never to a terminal" {
+	chain
+	run on_terminal 'vhd-send base.vhd'
+	assert_status 64
+	[[ $output != *VHS* ]]
+}
+
+@test "the reader goes away" {
+	head -c 8M /dev/urandom >disk.raw
+	run --separate-stderr bash -c 'vhd-send --raw disk.raw | head -c 1000 >part; exit "${PIPESTATUS[0]}"'
+	assert_status 69
+	[[ $stderr == *"went away"* ]]
+}
+
+@test "a closed or full standard output" {
+	chain
+	run bash -c 'vhd-send base.vhd >&-'
+	assert_status 74
+	sound base.vhd
+	run bash -c 'vhd-send base.vhd >/dev/full'
+	assert_status 73
+}
+
+@test "a bad sector of the source: the receiver is told" {
+	head -c 4M /dev/urandom >disk.raw
+	run --separate-stderr bash -c "$(declare -f faulty); "'faulty FAULT_READ=3 vhd-send --raw disk.raw >s'
+	assert_status 74
+	run dump s
+	assert_status 76
+	assert_output_has 'gave up'
+	run --separate-stderr vhd-recv --type=raw out <s
+	assert_status 76
+	[[ $stderr == *"gave up"* ]]
+	nothing_left disk.raw s
+}
+
+@test "a disk that is written to is refused" {
+	chain
+	hold base.vhd write
+	run --separate-stderr bash -c 'vhd-send base.vhd | wc -c; exit "${PIPESTATUS[0]}"'
+	assert_status 75
+	[ "$output" -eq 0 ]
+	release
+}
+
+@test "a disk that others read may be sent" {
+	chain
+	hold base.vhd read
+	vhd-send base.vhd >s
+	release
+	holds s base.raw
+}
+
+@test "a signal ends it, although the reader hangs" {
+	head -c 8M /dev/urandom >disk.raw
+	mkfifo pipe
+	sleep 30 <pipe 3>&- &
+	local sleeper=$!
+	vhd-send --raw disk.raw >pipe 3>&- &
+	local sender=$! status=0
+	sleep 0.5
+	kill -TERM $sender
+	timeout 10 tail --pid=$sender -f /dev/null
+	wait $sender || status=$?
+	kill $sleeper
+	[ $status -eq 75 ]
+}
+
+@test "odd names" {
+	local n
+	for n in 'with space' $'new\nline' '-dash' 'quote"\'; do
+		model make "./$n" --size=1M --fill=3:4K --raw=x.raw
+		vhd-send --receipt=r -- "$n" >s
+		holds s x.raw
+		[ "$(jq -r .file r && printf x)" = "$n"$'\nx' ]
+		rm -- "./$n" x.raw r
+	done
+}
+
+@test "a missing disk, a damaged disk, a missing parent" {
+	chain
+	refused 66 vhd-send gone.vhd
+	truncate -s 3000 base.vhd
+	refused 65 vhd-send base.vhd
+	rm base.vhd
+	refused 66 vhd-send child.avhd
+}
+
+@test "usage" {
+	chain
+	refused 64 vhd-send
+	refused 64 vhd-send base.vhd base.vhd
+	refused 64 vhd-send --json base.vhd
+	refused 64 vhd-send --verify-base base.vhd
+	refused 64 vhd-send --compress=99 base.vhd
+	refused 64 vhd-send --rate-limit=fast base.vhd
+	refused 64 vhd-send --rate-limit=0 base.vhd
+	refused 64 vhd-send --dry-run=guess base.vhd
+	refused 64 vhd-send --dry-run --receipt=r base.vhd
+}
