@@ -204,6 +204,8 @@ static int check_base_sum(struct recv *r, struct img_err *err)
 
 static int open_base(struct recv *r, struct img_err *err)
 {
+	static const uint8_t raw[16];
+	struct img_open opts = r->common.open;
 	struct img_err absent = {0};
 	struct stat st;
 
@@ -216,7 +218,8 @@ static int open_base(struct recv *r, struct img_err *err)
 				   "--parent=FILE",
 				   uuid);
 	}
-	if (img_open(&r->base, r->parent, &r->common.open, err) || check_base_identity(r, err) ||
+	opts.raw = !memcmp(r->begin.base_uuid, raw, 16);
+	if (img_open(&r->base, r->parent, &opts, err) || check_base_identity(r, err) ||
 	    check_base_sum(r, err))
 		return -1;
 	if (stat(r->file, &st) == 0 && img_find_layer(r->base, r->file, &absent) >= 0)

@@ -149,6 +149,7 @@ static void parse(struct send *s, int argc, char **argv)
 static int describe_base(struct send *s, struct img_err *err)
 {
 	const struct img_info *base;
+	struct img_open opts = s->common.open;
 	struct img_chain *c = NULL;
 	int layer = img_find_layer(s->chain, s->from, err);
 	int rc = 0;
@@ -167,8 +168,9 @@ static int describe_base(struct send *s, struct img_err *err)
 		memcpy(s->begin.base_uuid, base->uuid, 16);
 	if (!s->verify_base)
 		return 0;
+	opts.raw = base->type == IMG_RAW;
 	cli_progress_start(&s->progress, &s->common, "base");
-	if (img_open(&c, img_layer_path(s->chain, s->base), &s->common.open, err) ||
+	if (img_open(&c, img_layer_path(s->chain, s->base), &opts, err) ||
 	    img_sum_chain(c, cli_progress, &s->progress, s->begin.base_sum, err))
 		rc = -1;
 	cli_progress_end(&s->progress, rc ? 0 : img_size(c));
