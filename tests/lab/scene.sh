@@ -81,6 +81,7 @@ scene_check() {
 	rm -rf "$scene/check"
 	mkdir -p "$scene/check"
 	# The model reads the chains: a mistake that the tools share would not show otherwise.
+	vda=$(scene_leaf "$1" vda)
 	vdb=$(scene_leaf "$1" vdb)
 	"$scene_tools/../model/vhdmodel.py" cat --out="$scene/check/vdb.raw" "$vdb" || return
 	e2fsck -fn "$scene/check/vdb.raw" >"$scene/check/e2fsck.log" 2>&1 || {
@@ -90,7 +91,7 @@ scene_check() {
 	debugfs -R "rdump /files $scene/check" "$scene/check/vdb.raw" >"$scene/check/debugfs.log" 2>&1
 	set -- --console "$scene_log_a"
 	[ ! -e "$scene_log_b" ] || set -- "$@" --console "$scene_log_b"
-	"$scene_tools/guestcheck" check "$@" --files="$scene/check/files" "$(scene_leaf "$1" vda)"
+	"$scene_tools/guestcheck" check "$@" --files="$scene/check/files" "$vda"
 }
 
 scene_down() {
