@@ -174,7 +174,7 @@ d_preflight_folder() {
 	d_free=$(d_space "$q_dir")
 	printf 'free %s\n' "${d_free:-0}"
 	[ -z "$d_free" ] || [ "$d_free" -ge "$d_bytes" ] ||
-		d_block "$(uname -n): $q_dir has $((d_free >> 20)) MiB free, $((d_bytes >> 20)) MiB are needed"
+		d_block "$(uname -n): too little space in $q_dir: $((d_free >> 20)) MiB are free, $((d_bytes >> 20)) MiB needed"
 }
 
 d_preflight_vm() { # NETWORK…
