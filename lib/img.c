@@ -267,6 +267,9 @@ static int check_unused(const char *path, struct img_err *err)
 
 	if (stat(path, &st) < 0)
 		return 0;
+	if (!S_ISREG(st.st_mode))
+		return img_err_set(err, IMG_CANTCREAT, "%s: exists and is no regular file; not replaced",
+				   path);
 	if (io_open(&f, path, false, err) < 0)
 		return -1;
 	rc = io_lock(&f, IO_LOCK_EXCLUSIVE, err);

@@ -383,7 +383,7 @@ int io_stream_write(int fd, const void *buf, size_t len, const char *path, struc
 		if (n < 0 && errno == EPIPE)
 			return img_err_set(err, IMG_UNAVAIL, "%s: the reader is gone", path);
 		if (n < 0)
-			return img_err_errno(err, errno, "%s: write", path);
+			return img_err_set(err, IMG_IO, "%s: write: %s", path, strerror(errno));
 		p += n;
 		len -= (size_t)n;
 	}

@@ -32,10 +32,29 @@ void cli_version(void)
 	exit(cli_exit(0));
 }
 
+void cli_print_text(FILE *f, const char *s, const char *allow)
+{
+	for (; *s; s++) {
+		unsigned char c = (unsigned char)*s;
+
+		/* C1 controls are two bytes in UTF-8. */
+		if (c == 0xc2 && (unsigned char)s[1] >= 0x80 && (unsigned char)s[1] < 0xa0)
+			fprintf(f, "\\x%02x", (unsigned char)*++s);
+		else if ((c < 0x20 && !strchr(allow, c)) || c == 0x7f)
+			fprintf(f, "\\x%02x", c);
+		else
+			fputc(c, f);
+	}
+}
+
+/* Messages quote names from untrusted files: what a terminal would act on is escaped. */
 static void say(const char *fmt, va_list ap)
 {
+	char buf[4096];
+
+	vsnprintf(buf, sizeof(buf), fmt, ap);
 	fprintf(stderr, "%s: ", tool_name);
-	vfprintf(stderr, fmt, ap);
+	cli_print_text(stderr, buf, "\n\t");
 	fputc('\n', stderr);
 }
 

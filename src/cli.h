@@ -77,6 +77,9 @@ void cli_progress_end(struct cli_progress *p, uint64_t done);
 void cli_catch_signals(void);
 bool cli_interrupted(void);
 
+/* Text from an untrusted file: control characters, except those in ALLOW, as \x1b. */
+void cli_print_text(FILE *f, const char *s, const char *allow);
+
 /* A JSON string with its quotes; bytes that are not UTF-8 become U+FFFD. */
 void cli_json_string(FILE *f, const char *s);
 

@@ -135,6 +135,8 @@ static int convert(struct job *j, struct img_err *err)
 	struct img_new *n = NULL;
 	int rc = -1;
 
+	if (img_size(j->in) == 0)
+		return img_err_set(err, IMG_DATA, "%s: is empty: no disk", j->src);
 	if (img_size(j->in) % SECTOR && j->create.type != IMG_RAW && !j->pad)
 		return img_err_set(err, IMG_DATA,
 				   "%s: its size is no multiple of 512; --pad fills the last sector with zeros",
@@ -219,6 +221,8 @@ int main(int argc, char **argv)
 	}
 	if (err.code)
 		status = cli_fail(&err);
+	if (!j.in && err.code == IMG_DATA && !j.common.open.raw)
+		cli_warn("a raw disk needs --from=raw");
 	img_close(j.in);
 	return cli_exit(status);
 }

@@ -62,13 +62,6 @@ static bool parent_is_raw(const struct img_info *i)
 	return memcmp(i->parent_uuid, none, 16) == 0;
 }
 
-/* Names come from an untrusted file: what a terminal would act on is not printed. */
-static void print_text(const char *s)
-{
-	for (; *s; s++)
-		putchar((unsigned char)*s < 0x20 || *s == 0x7f ? '?' : *s);
-}
-
 static void json_or_null(const char *key, const char *value)
 {
 	printf(",\"%s\":", key);
@@ -129,7 +122,7 @@ static void text_layer(const struct job *j, const struct img_chain *c, unsigned 
 	const struct img_info *i = img_layer_info(c, layer);
 	char uuid[IMG_UUID_STR], when[32], size[32], file_size[32], allocated[32];
 
-	print_text(img_layer_path(c, layer));
+	cli_print_text(stdout, img_layer_path(c, layer), "");
 	printf("\n  type        %s %s\n  size        %" PRIu64 " (%s)\n", i->format,
 	       img_type_name(i->type), i->size, cli_human(i->size, size));
 	printf("  file        %" PRIu64 " (%s), %s allocated\n", i->file_size,
@@ -146,17 +139,22 @@ static void text_layer(const struct job *j, const struct img_chain *c, unsigned 
 	if (i->has_parent) {
 		img_uuid_str(i->parent_uuid, uuid);
 		fputs("  parent      ", stdout);
-		print_text(layer + 1 < img_layers(c) ? img_layer_path(c, layer + 1) :
-			   i->parent_name	     ? i->parent_name :
-						       "(unnamed)");
+		cli_print_text(stdout,
+			       layer + 1 < img_layers(c) ? img_layer_path(c, layer + 1) :
+			       i->parent_name		 ? i->parent_name :
+							   "(unnamed)",
+			       "");
 		printf("\n  parent uuid %s\n", parent_is_raw(i) ? "none: a raw disk" : uuid);
 	}
 	if (i->saved_state)
 		puts("  saved state a saved machine depends on this disk");
 	if (i->hidden)
 		puts("  hidden      only a parent (XenServer)");
-	if (i->warning)
-		printf("  warning     %s\n", i->warning);
+	if (i->warning) {
+		fputs("  warning     ", stdout);
+		cli_print_text(stdout, i->warning, "");
+		putchar('\n');
+	}
 	if (j->common.open.unlocked)
 		puts("  unlocked    the disk may be changing while it is looked at");
 }
@@ -201,8 +199,11 @@ static int show(struct job *j, const char *path, struct img_err *err)
 	struct img_chain *c;
 	int rc = 0;
 
-	if (img_open(&c, path, &j->common.open, err) < 0)
+	if (img_open(&c, path, &j->common.open, err) < 0) {
+		if (err->code == IMG_AGAIN && !j->common.open.unlocked)
+			cli_warn("--unlocked looks at a disk that is in use");
 		return -1;
+	}
 	if (j->json && j->printed++)
 		putchar(',');
 	if (j->json)
