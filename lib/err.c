@@ -35,7 +35,8 @@ static int code_of_errno(int errnum)
 	}
 }
 
-static void record(struct img_err *err, int code, int errnum, const char *fmt, va_list ap)
+static __attribute__((format(printf, 4, 0))) void record(struct img_err *err, int code, int errnum,
+							 const char *fmt, va_list ap)
 {
 	size_t n;
 

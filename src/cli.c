@@ -48,7 +48,7 @@ void cli_print_text(FILE *f, const char *s, const char *allow)
 }
 
 /* Messages quote names from untrusted files: what a terminal would act on is escaped. */
-static void say(const char *fmt, va_list ap)
+static __attribute__((format(printf, 1, 0))) void say(const char *fmt, va_list ap)
 {
 	char buf[4096];
 

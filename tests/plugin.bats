@@ -219,7 +219,7 @@ model_run() {
 }
 
 @test "we see QEMU's lock" {
-	truncate -s 8M "$d/leaf"
+	vhd-create --size=8M "$d/leaf"
 	coproc qemu { exec qemu-io -f raw "$d/leaf" 3>&- 2>&1; }
 	wait_for 10 sh -c "grep -qs OFDLCK /proc/$qemu_PID/fdinfo/*"
 	run_refused file="$d/leaf"

@@ -89,8 +89,10 @@ scene_check() {
 		return 1
 	}
 	debugfs -R "rdump /files $scene/check" "$scene/check/vdb.raw" >"$scene/check/debugfs.log" 2>&1
-	set -- --console "$scene_log_a"
-	[ ! -e "$scene_log_b" ] || set -- "$@" --console "$scene_log_b"
+	set --
+	for log in "$scene_log_a" "$scene_log_b"; do
+		[ ! -e "$log" ] || set -- "$@" --console "$log"
+	done
 	"$scene_tools/guestcheck" check "$@" --files="$scene/check/files" "$vda"
 }
 

@@ -37,7 +37,7 @@ class Worker(threading.Thread):
     def __init__(self, a, index, stop):
         super().__init__(daemon=True)
         self.a, self.index, self.stop_flag = a, index, stop
-        self.rnd = random.Random(a.seed * 1000 + index)
+        self.rnd = random.Random('%s/%d' % (a.seed, index))
         self.ops, self.error = [], None
         self.h = connect(a.socket)
         self.stripes = range(index, self.h.get_size() // SEC // STRIPE, a.threads)
@@ -235,7 +235,7 @@ def arguments():
     s.add_argument('--ops', type=int, default=200, help='for each thread')
     for name in 'load', 'model':
         sub.choices[name].add_argument('--threads', type=int, default=8)
-        sub.choices[name].add_argument('--seed', type=int, default=1)
+        sub.choices[name].add_argument('--seed', default='1')
     return p.parse_args()
 
 

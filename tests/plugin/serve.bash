@@ -54,7 +54,7 @@ server_gone() {
 end_server() {
 	local pid
 	pid=$(cat "$s/$1.pid")
-	kill "-${2:-TERM}" "$pid"
+	kill "-${2:-TERM}" "$pid" 2>/dev/null || : # it may be dead already
 	wait_for 10 server_gone "$pid"
 	wait "$pid" 2>/dev/null || :
 	rm -f "$s/$1.pid"
