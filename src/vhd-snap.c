@@ -312,8 +312,9 @@ static int request(struct snap *s, const char *command, const char *child, json_
 		lost(s, err, "is gone");
 		goto out;
 	}
-	if (send_all(s, text, strlen(text), err) < 0 || send_all(s, "\n", 1, err) < 0 ||
-	    receive_line(s, &line, &len, err) < 0)
+	len = strlen(text);
+	text[len++] = '\n'; /* in the place of the NUL */
+	if (send_all(s, text, len, err) < 0 || receive_line(s, &line, &len, err) < 0)
 		goto out;
 	r = json_loadb(line, len, 0, NULL);
 	if (!r || json_unpack(r, "{s:b}", "ok", &ok)) {
