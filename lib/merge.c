@@ -209,7 +209,7 @@ static int check_pair(struct img_chain *c, struct img_err *err)
 				   parent->info.size);
 	if (!c->ignore_saved_state && (child->info.saved_state || parent->info.saved_state))
 		return img_err_set(err, IMG_DATA,
-				   "%s: a saved state of a virtual machine depends on it (footer byte 84): not merged",
+				   "%s: a saved state of a virtual machine depends on it (footer byte 84): merged only with --force",
 				   child->info.saved_state ? child->file.path : parent->file.path);
 	if (img_marker_read(parent->file.real, &m, err) < 0)
 		return -1;
