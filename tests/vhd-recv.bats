@@ -330,7 +330,8 @@ while True:
 	for e in drop:0 drop:1 drop:5 drop:$last swap:0 swap:2 repeat:0 repeat:1 repeat:3 repeat:$last \
 		type:2:3:1 type:2:99:1 type:1:0:1 type:2:2:4 type:2:2:3 off:2:512 off:3:99999999999999 \
 		len:2:512 len:2:18446744073709551615 insert:1:77:1:10 insert:2:1:1:0 insert:4:5:1:0 \
-		insert:1:4:1:0 incompat:2 incompat:2147483648 version:2 version:0 \
+		insert:1:4:1:0 seq:2:3 seq:2:18446744073709551615 wire:$last:4000 \
+		sum:$last:00112233445566778899aabbccddeeff incompat:2 incompat:2147483648 version:2 version:0 \
 		field:0:1:02000000 field:0:5:09000000 field:0:6:03000000 field:0:6:00000080 \
 		field:0:2:ffffffffffffffff field:0:999:00 field:0:3:00 \
 		field:$last:34:00000000000000000000000000000000 field:$last:35:0000000000000000; do
@@ -565,8 +566,11 @@ while True:
 	# a record of 16 MiB of which nothing comes
 	{ head -c 48 good; printf '%32s'; printf '\0\0\0\1\2\0\1\0'; } >s
 	MEMORY=150000 refused 76 vhd-recv out <s
+	[[ $stderr == *cut* ]]
+	# more than a record may have
 	{ head -c 48 good; printf '%32s'; printf '\1\0\0\1\2\0\1\0'; } >s
 	MEMORY=150000 refused 76 vhd-recv out <s
+	[[ $stderr == *"in one record"* ]]
 }
 
 @test "a raw disk of odd size fits no VHD" {

@@ -12,7 +12,7 @@ Checks everything that the page tells a receiver to check and prints what the st
                   write a stream with right checksums whose records were edited. EDIT is one or more,
                   with commas between, of
                   drop:N, swap:N (with the next), repeat:N, type:N:TYPE:FLAGS, off:N:OFFSET,
-                  len:N:LENGTH, insert:N:TYPE:FLAGS:LENGTH, field:N:TYPE:HEX,
+                  len:N:LENGTH, seq:N:NUMBER, wire:N:BYTES, sum:N:HEX, insert:N:TYPE:FLAGS:LENGTH, field:N:TYPE:HEX,
                   incompat:BITS, version:MAJOR
 Exit status: 0, or 76 for a stream that must be refused.
 """
@@ -125,6 +125,7 @@ class Record:
         (self.sum, self.seq, self.off, self.len, self.stored, self.type,
          self.flags) = struct.unpack("<QQQQIHH", head)
         self.head, self.payload, self.pos = head, payload, pos
+        self.false = {}  # what --remake is not to put right
 
 
 def preamble(data):
@@ -286,10 +287,10 @@ def reseal(recs, pre):
     for seq, r in enumerate(recs):
         payload = r.payload
         if r.type in (CHECKPOINT, END):
-            payload = (struct.pack("<HHIQ", 32, 1, 8, len(out)) +
-                       struct.pack("<HHI", 33, 1, 16) + running + payload[40:])
+            payload = (struct.pack("<HHIQ", 32, 1, 8, r.false.get("wire", len(out))) +
+                       struct.pack("<HHI", 33, 1, 16) + r.false.get("sum", running) + payload[40:])
         length = r.len if r.type in (DATA, ZERO) else len(payload)
-        head = struct.pack("<QQQQIHH", 0, seq, r.off, length, len(payload), r.type, r.flags)
+        head = struct.pack("<QQQQIHH", 0, r.false.get("seq", seq), r.off, length, len(payload), r.type, r.flags)
         head = struct.pack("<Q", checksum(seed, head, payload)) + head[8:]
         running = xxhash.xxh3_128_digest(running + head)
         out += head + payload
@@ -311,6 +312,10 @@ def edit(recs, pre, how):
         recs[n].off = int(args[1])
     elif op == "len":
         recs[n].len = int(args[1])
+    elif op in ("seq", "wire"):
+        recs[n].false[op] = int(args[1])
+    elif op == "sum":
+        recs[n].false[op] = bytes.fromhex(args[1])
     elif op == "insert":
         size = int(args[3])
         head = struct.pack("<QQQQIHH", 0, 0, 0, size, size, int(args[1]), int(args[2]))
