@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# The pipeline is killed after each record of its journal, and the same command run again.
+load helper
+load pipeline
+
+# What the guest said on the host that it has left, in the order in which it was where.
+keep_console() { # HOST
+	cat "$scene/$1/run/qsm/$scene_uuid/console.log" >>"$scene/console"
+	rm -f "$scene/$1/run/qsm/$scene_uuid/console.log"
+}
+
+# One move, between hosts that change roles; the folder is another one each time.
+move_on() { # FROM TO N [OPTIONS]
+	local from=$1 to=$2 n=$3
+	shift 3
+	mkdir -p "$scene/$to/srv/$n"
+	QSM_LAB=$scene "$scene_tools/hosts" exec "$from" qsm-pipeline.sh --quiet --ssh="$(scene_hosts ssh)" \
+		--network=$([ "$from" = a ] && echo blue=green || echo green=blue) "$@" guest "host$to:$scene/$to/srv/$n"
+}
+
+@test "killed after any record of the journal, a move is finished by the same command, with one owner all the time" {
+	local n=0 from=a to=b next status
+	small_guest
+	while :; do
+		n=$((n + 1))
+		[ "$n" -lt 40 ] || fail "there is no end to the records"
+		at "$n" 'kill -9 $pipeline'
+		status=0
+		move_on $from $to "$n" >/dev/null 2>"$scene/err" || status=$?
+		PATH=${PATH#"$scene/bin":}
+		[ "$(owners | wc -w)" -le 1 ] || fail "record $n: owners: $(owners)"
+		[ "$(running)" -le 1 ] || fail "record $n: it runs twice"
+		if happened; then
+			[ "$status" -eq 137 ] || fail "record $n: status $status" "$(cat "$scene/err")"
+			rm -f "$scene/bin/done"
+			run move_on $from $to "$n"
+			[ "$status" -eq 0 ] || fail "record $n: the second run does not finish"
+		else
+			[ "$status" -eq 0 ] || fail "the last run failed with status $status" "$(cat "$scene/err")"
+		fi
+		[ "$(scene_state $to)" = running ] || fail "record $n: the guest is $(scene_state $to)"
+		[ "$(owners)" = "$to " ] || fail "record $n: owners: $(owners)"
+		[ "$(find "$scene/$to/srv/$n/guest" | wc -l)" -eq 3 ] ||
+			fail "record $n: left: $(find "$scene/$to/srv/$n/guest")"
+		keep_console $from
+		next=$from from=$to to=$next
+		[ -e "$scene/bin/do" ] && break
+	done
+	[ "$n" -gt 12 ] || fail "only $n records"
+	scene_acks $from 20
+	scene_hosts exec $from hv-qemu --quiet stop guest
+	keep_console $from
+	scene_log_a=$scene/console scene_log_b=/nonexistent
+	run scene_check $from
+	echo "$output"
+	assert_status 0
+	assert_output_has $'\nlost=0\n'
+	assert_output_has $'\nfiles_lost=0\n'
+	assert_output_has $'\nreboots=0\n'
+}
