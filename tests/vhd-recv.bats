@@ -141,6 +141,8 @@ not_accepted() {
 	mkdir src dst
 	model make src/base.vhd --size=4M --fill=64:64K --seq --zeros=0 --raw=raw
 	model make src/child.avhd --parent=src/base.vhd --seed=2 --fill=20:64K --zeros=1 --raw=raw
+	# zeros that are stored, and zeros that are holes
+	fallocate -d -o 0 -l 2M src/child.avhd || skip "needs a file system with holes"
 	vhd-send src/base.vhd | vhd-recv dst/base.vhd
 	vhd-send --from=src/base.vhd src/child.avhd | vhd-recv --verify --parent=dst/base.vhd dst/child.avhd
 	is_raw dst/child.avhd raw

@@ -70,6 +70,8 @@ holds() {
 	model make base.vhd --size=4M --fill=64:64K --seq --zeros=0 --raw=disk.raw
 	cp disk.raw base.raw
 	model make child.avhd --parent=base.vhd --fill=20:64K --zeros=1 --raw=disk.raw
+	# zeros that are stored, and zeros that are holes
+	fallocate -d -o 0 -l 2M child.avhd || skip "needs a file system with holes"
 	run cmp -s base.raw disk.raw
 	assert_status 1
 	vhd-send --from=base.vhd child.avhd >s
