@@ -79,6 +79,19 @@ void img_layer_close(struct img *l)
 	free(l);
 }
 
+/* A format that is known by name only: better refused than taken as raw (vhd-format §1). */
+static int refuse_vhdx(struct img *l, struct img_err *err)
+{
+	uint8_t buf[8];
+	size_t got;
+
+	if (io_read_upto(&l->file, buf, sizeof(buf), 0, &got, err) < 0)
+		return -1;
+	if (got == sizeof(buf) && memcmp(buf, "vhdxfile", sizeof(buf)) == 0)
+		return img_err_set(err, IMG_DATA, "%s: a VHDX file, which is not supported", l->file.path);
+	return 0;
+}
+
 static int choose_format(struct img *l, enum img_raw raw, struct img_err *err)
 {
 	const struct img_ops *found = raw == RAW_ALWAYS ? &raw_ops : NULL;
@@ -91,6 +104,8 @@ static int choose_format(struct img *l, enum img_raw raw, struct img_err *err)
 		if (rc)
 			found = img_formats[i];
 	}
+	if (!found && refuse_vhdx(l, err) < 0)
+		return -1;
 	if (!found && raw == RAW_MAYBE) {
 		found = &raw_ops;
 		img_warn(l, "no VHD footer at either end: taken as a raw disk");
