@@ -222,6 +222,11 @@ int img_flush(struct img_chain *c, struct img_err *err)
 	return c->layer[0]->building ? 0 : io_sync(&c->layer[0]->file, err);
 }
 
+void img_writeback(struct img_chain *c)
+{
+	io_writeback(&c->layer[0]->file, 0, 0);
+}
+
 int img_read_run(struct img_chain *c, const struct img_run *run, void *buf, struct img_err *err)
 {
 	return io_read(&c->layer[run->layer]->file, buf, run->len, run->file_off, err);

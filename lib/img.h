@@ -120,6 +120,8 @@ int img_zero(struct img_chain *c, uint64_t off, uint64_t len, bool fua, struct i
 /* Gives back space of what the leaf itself holds; such sectors read as zeros. */
 int img_trim(struct img_chain *c, uint64_t off, uint64_t len, struct img_err *err);
 int img_flush(struct img_chain *c, struct img_err *err);
+/* Lets the disk begin with what was written to the leaf, so that a later sync has less to do. */
+void img_writeback(struct img_chain *c);
 
 /*
  * A new image, under its name only when whole and durable.
