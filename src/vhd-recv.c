@@ -40,6 +40,9 @@ static const char help[] =
 
 enum { TYPE_KEEP = -1 };
 
+/* The disk works while the stream comes in, instead of all at the end. */
+enum { WRITEBACK = 16 << 20 };
+
 struct recv {
 	struct cli_common common;
 	const char *file, *parent, *receipt;
@@ -54,7 +57,7 @@ struct recv {
 	struct readback *readback;
 	struct cli_progress progress;
 	bool show;
-	uint64_t done;
+	uint64_t done, unwritten; /* bytes; since the last hint to the disk */
 };
 
 enum {
@@ -293,6 +296,11 @@ static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct 
 	if (r->readback)
 		readback_add(r->readback, buf, off, len);
 	r->done += len;
+	r->unwritten += len;
+	if (r->unwritten >= WRITEBACK) {
+		r->unwritten = 0;
+		img_writeback(img_new_chain(r->new));
+	}
 	return show(r, err);
 }
 
