@@ -11,7 +11,7 @@ setup() {
 chain() {
 	mkdir src
 	(
-		cd src
+		cd src || exit
 		model make base.vhd --size=8M --fill=30:4K --raw=base.raw
 		cp base.raw disk.raw
 		model make child.avhd --parent=base.vhd --fill=30:4K --seed=7 --raw=disk.raw
@@ -61,7 +61,7 @@ not_accepted() {
 }
 
 @test "any type becomes any type" {
-	local from to
+	local to
 	model make dynamic.vhd --size=5M --fill=50:4K --raw=raw
 	model make fixed.vhd --kind=fixed --size=5M --fill=50:4K --raw=fixed.raw
 	cmp raw fixed.raw
@@ -122,7 +122,7 @@ not_accepted() {
 @test "an increment over two layers, and one on the other" {
 	chain
 	(
-		cd src
+		cd src || exit
 		cp disk.raw mid.raw
 		model make leaf.avhd --parent=child.avhd --fill=20:512 --seed=9 --raw=disk.raw
 	)
