@@ -13,6 +13,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -344,6 +347,9 @@ static void *control_loop(void *arg)
 	struct disk *d = arg;
 	unsigned i;
 
+#ifdef __linux__
+	prctl(PR_SET_NAME, "vhd-control"); /* what debuggers and tests know it by */
+#endif
 	for (;;) {
 		p[0] = (struct pollfd){.fd = ctl.wake[0], .events = POLLIN};
 		p[1] = (struct pollfd){.fd = ctl.listener, .events = POLLIN};

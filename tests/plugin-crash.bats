@@ -62,18 +62,27 @@ snap_steps=('pwrite64 2' 'renameat2 1 2' 'fsync 2 4' 'sendto 2 3 4 5 6' 'recvfro
 	done
 }
 
-# The server dies when it begins the N-th CALL of a snapshot in its control thread. Sets $died.
+# While the guest writes, the server dies when it begins the N-th CALL of a snapshot in its control
+# thread. Sets $died.
 kill_server_at() {
-	local call=$1 n=$2 pid
+	local call=$1 n=$2 load tracer
 	serve a file="$d/disk"
-	write_some "$call.$n"
-	pid=$(cat "$s/a.pid")
-	strace -f -qq -o /dev/null -p "$pid" -e trace="$call" \
+	tid=$(grep -l vhd-control "/proc/$(cat "$s/a.pid")/task/"*/comm | cut -d/ -f5)
+	"$guest" load "$s/a.nbd" "$s/log.$call.$n" --until-death --threads 4 --seed "$call.$n" &
+	load=$!
+	strace -qq -o /dev/null -p "$tid" -e trace="$call" \
 		-e "inject=$call:signal=KILL:when=$n" 2>/dev/null 3>&- &
-	wait_for 10 grep -q TracerPid:.[1-9] "/proc/$pid/status"
+	tracer=$!
+	wait_for 10 grep -q TracerPid:.[1-9] "/proc/$tid/status"
+	wait_for 10 guest_writes
 	vhd-snap -q --live="$s/a.ctl" >"$s/snap.out" 2>"$s/snap.err" && died=false || died=true
 	end_server a KILL
-	wait $! || :
+	wait "$load"
+	wait "$tracer" || :
+}
+
+guest_writes() {
+	[ -n "$(find "$d" -newer "$s/a.nbd" -type f)" ]
 }
 
 @test "the server is killed at every step of a snapshot, and a restart loses nothing" {
