@@ -14,6 +14,21 @@ case :$PATH: in
 esac
 export PATH
 export QSM_PLUGIN=${QSM_PLUGIN:-$QSM_BUILD/plugin/nbdkit-vhd-plugin.so}
+# A plugin with sanitizers in it needs their run-time library in the server, which has none: an nbdkit in
+# front of the real one loads it, for hv-qemu and the hosts too.
+sanitizer=$(ldd "$QSM_PLUGIN" 2>/dev/null | awk '/libasan/ { print $3 }')
+if [ -n "$sanitizer" ] && [ -n "${BATS_RUN_TMPDIR:-}" ]; then
+	if [ ! -x "$BATS_RUN_TMPDIR/sanitized/nbdkit" ]; then
+		mkdir -p "$BATS_RUN_TMPDIR/sanitized"
+		printf '#!/bin/sh\nASAN_OPTIONS=detect_leaks=0 LD_PRELOAD=%s exec %s "$@"\n' \
+			"$sanitizer" "$(command -v nbdkit)" >"$BATS_RUN_TMPDIR/sanitized/nbdkit"
+		chmod +x "$BATS_RUN_TMPDIR/sanitized/nbdkit"
+	fi
+	case :$PATH: in
+	*":$BATS_RUN_TMPDIR/sanitized:"*) ;;
+	*) PATH=$BATS_RUN_TMPDIR/sanitized:$PATH ;;
+	esac
+fi
 export LC_ALL=C.UTF-8
 # Nothing of the caller's may leak in, and nothing of the tests out.
 unset QSM_PARENT_PATH QSM_LAB QSM_LAB_HOST QSM_VM_DIR QSM_RUN_DIR QSM_STATE_DIR QSM_NET_DIR
