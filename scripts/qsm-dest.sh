@@ -106,11 +106,14 @@ d_lock() { # [PART]
 		d_die 77 "$d_home belongs to another attempt to move the VM"
 }
 
+d_is_free() {
+	[ -d "$d_home" ] || { [ ! -e "$d_home" ] && [ ! -L "$d_home" ]; } || return 1
+	[ "$(d_read "$d_job/uuid")" = "$q_uuid" ] || [ -z "$(ls -A -- "$d_home" 2>/dev/null)" ]
+}
+
 # Makes the folder, or takes over what an earlier attempt of the same VM left.
 d_prepare() {
-	if [ -e "$d_home" ] && [ "$(d_read "$d_job/uuid")" != "$q_uuid" ]; then
-		d_die 73 "$d_home exists and does not belong to this move"
-	fi
+	d_is_free || d_die 73 "$d_home exists and does not belong to this move"
 	mkdir -p -- "$d_job" || d_die 73 "cannot make $d_home"
 	d_store "$d_job/uuid" "$q_uuid"
 	d_store "$d_job/token" "$q_token"
@@ -127,6 +130,8 @@ d_receive() { # COMMAND…
 	wait "$d_pid"
 	d_status=$?
 	rm -f -- "$d_job/busy.$d_part"
+	# Ended by a signal: not to be taken for a broken link.
+	[ "$d_status" -le 128 ] || d_die 74 "$1 was killed (status $d_status)"
 	return "$d_status"
 }
 
@@ -168,9 +173,7 @@ d_preflight_folder() {
 		return
 	fi
 	{ [ -w "$q_dir" ] && [ -x "$q_dir" ]; } || d_block "$(uname -n): $q_dir is not writable"
-	if [ -e "$d_home" ] && [ "$(d_read "$d_job/uuid")" != "$q_uuid" ]; then
-		d_block "$(uname -n): $d_home exists already"
-	fi
+	d_is_free || d_block "$(uname -n): $d_home exists already, and is not empty"
 	d_free=$(d_space "$q_dir")
 	printf 'free %s\n' "${d_free:-0}"
 	[ -z "$d_free" ] || [ "$d_free" -ge "$d_bytes" ] ||
