@@ -107,11 +107,11 @@ option() { # ARGUMENT
 	--progress=json) opt_progress=$1 ;;
 	-q | --quiet) opt_quiet=1 ;;
 	-h | --help)
-		usage
+		usage || exit 74
 		exit 0
 		;;
 	-V | --version)
-		printf 'qsm-pipeline.sh (qsm-tools) %s\n' "$VERSION"
+		printf 'qsm-pipeline.sh (qsm-tools) %s\n' "$VERSION" || exit 74
 		exit 0
 		;;
 	*) misuse "$1: no such option, or not with such a value" ;;
