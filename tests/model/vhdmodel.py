@@ -751,6 +751,8 @@ def get(l, field):
         v = l.locs[int(i)].text() if n == 'text' else getattr(l.locs[int(i)], n)
     elif part == 'blocks':
         v = sum(e != FREE for e in l.bat)
+    elif part == 'used':
+        v = '\n'.join(str(b) for b, e in enumerate(l.bat) if e != FREE)
     elif part == 'bits':
         v = sum(bin(x).count('1') for b, e in enumerate(l.bat) if e != FREE for x in l.bitmap(b))
     elif part == 'name':
