@@ -191,10 +191,27 @@ static int check_marker(struct img *l, const struct img *child, struct img_err *
 			   l->file.path, m.child);
 }
 
-int img_parent_open(struct img **out, struct img *l, const struct img_open *opts, bool writable,
-		    struct img_err *err)
+/* Before the parent is locked: a loop would meet our own lock and not be told from somebody else's. */
+static int check_loop(const struct img_chain *c, const char *path, struct img_err *err)
+{
+	struct stat want, st;
+
+	if (stat(path, &want) < 0)
+		return img_err_errno(err, errno, "%s", path);
+	for (unsigned i = 0; i < c->n; i++)
+		if (fstat(c->layer[i]->file.fd, &st) == 0 && st.st_dev == want.st_dev &&
+		    st.st_ino == want.st_ino)
+			return img_err_set(err, IMG_DATA, "%s: loop: it is its own ancestor, through %s",
+					   path, c->layer[c->n - 1]->file.path);
+	return 0;
+}
+
+/* The parent of the last layer so far. */
+static int open_parent(struct img **out, struct img_chain *c, const struct img_open *opts,
+		       struct img_err *err)
 {
 	static const uint8_t none[16];
+	struct img *l = c->layer[c->n - 1];
 	struct search s = { .child = l, .opts = opts, .code = IMG_NOINPUT };
 	char **names = vhd_parent_candidates(l, err);
 	int rc = -1;
@@ -209,7 +226,9 @@ int img_parent_open(struct img **out, struct img *l, const struct img_open *opts
 			    s.tried[0] ? s.tried : " the child names none");
 		goto out;
 	}
-	rc = img_layer_open(out, s.found, writable, opts->unlocked,
+	if (check_loop(c, s.found, err) < 0)
+		goto out;
+	rc = img_layer_open(out, s.found, opts->merge && c->n == 1, opts->unlocked,
 			    memcmp(l->info.parent_uuid, none, 16) == 0 ? RAW_ALWAYS : RAW_NEVER, err);
 out:
 	for (int i = 0; names && names[i]; i++)
@@ -220,20 +239,8 @@ out:
 	return rc;
 }
 
-static bool same_file(const struct img *a, const struct img *b)
-{
-	struct stat sa, sb;
-
-	return fstat(a->file.fd, &sa) == 0 && fstat(b->file.fd, &sb) == 0 &&
-	       sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
-}
-
 static int check_new_layer(struct img_chain *c, struct img *l, struct img_err *err)
 {
-	for (unsigned i = 0; i < c->n; i++)
-		if (same_file(c->layer[i], l))
-			return img_err_set(err, IMG_DATA, "%s: loop: it is its own ancestor, through %s",
-					   l->file.path, c->layer[c->n - 1]->file.path);
 	if (c->n == IMG_MAX_LAYERS)
 		return img_err_set(err, IMG_DATA, "%s: the chain has more than %d layers",
 				   c->layer[0]->file.path, IMG_MAX_LAYERS);
@@ -257,8 +264,10 @@ static int add_layers(struct img_chain *c, struct img *l, const struct img_open 
 			return -1;
 		}
 		c->layer[c->n++] = l;
-		if (!opts->single && l->info.has_parent &&
-		    img_parent_open(&parent, l, opts, opts->merge && c->n == 1, err) < 0)
+		/* Damage is found now, not in the middle of a copy or a merge. */
+		if (!opts->single && l->ops->check(l, err) < 0)
+			return -1;
+		if (!opts->single && l->info.has_parent && open_parent(&parent, c, opts, err) < 0)
 			return -1;
 		l = parent;
 	}
@@ -352,10 +361,13 @@ int img_snapshot(const char *parent, const char *child, const struct img_open *o
 	o.parent_uuid = i->has_uuid ? i->uuid : none;
 	if (fstat(c->layer[0]->file.fd, &st) == 0 && st.st_mtime > VHD_EPOCH)
 		o.parent_timestamp = (uint32_t)(st.st_mtime - VHD_EPOCH);
-	rc = i->size % SECTOR ?
-		     img_err_set(err, IMG_DATA, "%s: size %" PRIu64 " is no multiple of 512, a VHD child cannot have it",
-				 parent, i->size) :
-		     img_create(child, &o, err);
+	rc = i->size % SECTOR ? img_err_set(err, IMG_DATA,
+					    "%s: size %" PRIu64
+					    " is no multiple of 512, a VHD child cannot have it",
+					    parent, i->size) :
+				0;
+	if (rc == 0)
+		rc = img_create(child, &o, err);
 	img_close(c);
 	return rc;
 }

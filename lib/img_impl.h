@@ -34,6 +34,8 @@ struct img_ops {
 	int (*probe)(struct img *l, struct img_err *err);
 	int (*open)(struct img *l, struct img_err *err);
 	void (*close)(struct img *l);
+	/* Looks at what open() leaves for later: every entry of the BAT. */
+	int (*check)(struct img *l, struct img_err *err);
 	/* Fills in the first uniform run; need not be the longest. */
 	int (*map)(struct img *l, uint64_t off, uint64_t len, struct img_ext *ext,
 		   struct img_err *err);
@@ -89,10 +91,6 @@ enum img_raw { RAW_NEVER, RAW_MAYBE, RAW_ALWAYS };
 int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked,
 		   enum img_raw raw, struct img_err *err);
 void img_layer_close(struct img *l);
-
-/* The parent of L, found and opened by the rules of qsm(7); see chain.c. */
-int img_parent_open(struct img **out, struct img *l, const struct img_open *opts, bool writable,
-		    struct img_err *err);
 
 /* The marker of a merge into the file REAL (merge.c). */
 struct img_marker {

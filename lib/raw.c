@@ -22,6 +22,12 @@ static void raw_close(struct img *l)
 	(void)l;
 }
 
+static int raw_check(struct img *l, struct img_err *err)
+{
+	(void)l, (void)err;
+	return 0;
+}
+
 static int raw_map(struct img *l, uint64_t off, uint64_t len, struct img_ext *ext,
 		   struct img_err *err)
 {
@@ -92,6 +98,7 @@ const struct img_ops raw_ops = {
 	.probe = raw_probe,
 	.open = raw_open,
 	.close = raw_close,
+	.check = raw_check,
 	.map = raw_map,
 	.write = raw_write,
 	.trim = raw_trim,

@@ -22,17 +22,18 @@ struct footers {
 static int read_footers(struct img *l, struct footers *fs, struct img_err *err)
 {
 	uint64_t size;
+	size_t got;
 
 	memset(fs, 0, sizeof(*fs));
-	fs->front_is = fs->end_is = VHD_NO_COOKIE;
-	if (io_size(&l->file, &size, err) < 0)
+	fs->end_is = VHD_NO_COOKIE;
+	if (io_size(&l->file, &size, err) < 0 ||
+	    io_read_upto(&l->file, fs->front, VHD_FOOTER_LEN, 0, &got, err) < 0)
 		return -1;
+	/* Of a file cut within its first sector the signature is left: no raw disk. */
+	fs->front_is = vhd_footer_decode(fs->front, &fs->f);
 	if (size < VHD_FOOTER_LEN - 1)
 		return 0;
 	if (size >= VHD_FOOTER_LEN) {
-		if (io_read(&l->file, fs->front, VHD_FOOTER_LEN, 0, err) < 0)
-			return -1;
-		fs->front_is = vhd_footer_decode(fs->front, &fs->f);
 		fs->end_off = size - VHD_FOOTER_LEN;
 		if (io_read(&l->file, fs->end, VHD_FOOTER_LEN, fs->end_off, err) < 0)
 			return -1;
@@ -143,24 +144,25 @@ static int open_fixed(struct img *l, struct vhd *v, struct img_err *err)
 static int check_header(struct img *l, struct vhd *v, uint64_t file_size, struct img_err *err)
 {
 	struct vhd_header *h = &v->header;
-	uint64_t need, bat_end;
+	uint64_t need, bat_end, table_end;
 
 	if (!u64_is_pow2(h->block_size) || h->block_size < 4096 || h->block_size > 256u << 20)
 		return img_err_set(err, IMG_DATA,
 				   "%s: header: block size %" PRIu32 ", wanted a power of two from 4 KiB to 256 MiB",
 				   l->file.path, h->block_size);
-	need = (v->footer.size + h->block_size - 1) / h->block_size;
+	need = v->footer.size / h->block_size + (v->footer.size % h->block_size != 0);
 	if (h->entries < need)
 		return img_err_set(err, IMG_DATA,
 				   "%s: header: the BAT has %" PRIu32 " entries, a disk of %" PRIu64
 				   " bytes needs %" PRIu64,
 				   l->file.path, h->entries, v->footer.size, need);
 	if (h->bat_off % SECTOR || h->bat_off < VHD_FOOTER_LEN ||
-	    !u64_add(h->bat_off, u64_round_up(need * 4, SECTOR), &bat_end) || bat_end > file_size)
+	    !u64_add(h->bat_off, u64_round_up(need * 4, SECTOR), &bat_end) || bat_end > file_size ||
+	    !u64_add(h->bat_off, (uint64_t)h->entries * 4, &table_end) || table_end > file_size)
 		return img_err_set(err, IMG_DATA,
-				   "%s: header: BAT of %" PRIu64 " entries at offset %" PRIu64
+				   "%s: header: BAT of %" PRIu32 " entries at offset %" PRIu64
 				   " lies outside the file of %" PRIu64 " bytes",
-				   l->file.path, need, h->bat_off, file_size);
+				   l->file.path, h->entries, h->bat_off, file_size);
 	if (h->bat_off < v->footer.data_off + VHD_HEADER_LEN && bat_end > v->footer.data_off)
 		return img_err_set(err, IMG_DATA, "%s: header: BAT at offset %" PRIu64
 				   " overlaps the header", l->file.path, h->bat_off);
@@ -366,18 +368,26 @@ int vhd_bat_each(struct img *l, int (*fn)(void *ctx, uint32_t block, uint64_t of
 		 void *ctx, struct img_err *err)
 {
 	struct vhd *v = l->state;
+	const uint32_t per = 4096 / 4; /* entries read at once, past the cache */
+	uint8_t buf[4096];
 	uint64_t size;
-	uint32_t e;
 
 	if (io_size(&l->file, &size, err) < 0)
 		return -1;
-	for (uint32_t b = 0; b < v->blocks; b++) {
-		if (entry_read(l, b, &e, err) < 0)
+	for (uint32_t first = 0; first < v->blocks; first += per) {
+		uint32_t n = v->blocks - first < per ? v->blocks - first : per;
+
+		if (io_read(&l->file, buf, (size_t)n * 4, v->header.bat_off + (uint64_t)first * 4, err) < 0)
 			return -1;
-		if (e == VHD_BAT_FREE)
-			continue;
-		if (check_entry(l, b, e, size, err) < 0 || fn(ctx, b, (uint64_t)e * SECTOR, err) < 0)
-			return -1;
+		for (uint32_t i = 0; i < n; i++) {
+			uint32_t e = be32_get(buf + 4 * i);
+
+			if (e == VHD_BAT_FREE)
+				continue;
+			if (check_entry(l, first + i, e, size, err) < 0 ||
+			    (fn && fn(ctx, first + i, (uint64_t)e * SECTOR, err) < 0))
+				return -1;
+		}
 	}
 	return 0;
 }
@@ -465,11 +475,25 @@ static int vhd_map(struct img *l, uint64_t off, uint64_t len, struct img_ext *ex
 	return rc;
 }
 
+/* vhd_bat_each() refuses an entry that leads out of the file or into its metadata. */
+static int vhd_check(struct img *l, struct img_err *err)
+{
+	int rc;
+
+	if (l->info.type == IMG_FIXED)
+		return 0;
+	pthread_mutex_lock(&l->mutex);
+	rc = vhd_bat_each(l, NULL, NULL, err);
+	pthread_mutex_unlock(&l->mutex);
+	return rc;
+}
+
 const struct img_ops vhd_ops = {
 	.name = "vhd",
 	.probe = vhd_probe,
 	.open = vhd_open,
 	.close = vhd_close,
+	.check = vhd_check,
 	.map = vhd_map,
 	.write = vhd_write,
 	.trim = vhd_trim,

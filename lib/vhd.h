@@ -49,7 +49,7 @@ int vhd_block_find(struct img *l, uint32_t block, uint64_t *entry, struct img_er
 /* From the sector SEC of a block's bitmap at ENTRY on: how many bits, at most NSEC, are alike. */
 int vhd_bitmap_run(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, uint32_t *run,
 		   bool *set, struct img_err *err);
-/* Calls FN for each BAT entry in use, ascending by block. */
+/* Checks each BAT entry in use, ascending by block, and calls FN (may be NULL). */
 int vhd_bat_each(struct img *l, int (*fn)(void *ctx, uint32_t block, uint64_t off, struct img_err *err),
 		 void *ctx, struct img_err *err);
 
