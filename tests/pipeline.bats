@@ -423,7 +423,7 @@ broken_link() { # BYTES COMMAND
 
 @test "the journal, the state and the document are for their owner only" {
 	small_guest
-	at yielding "find \"$scene/a/var\" \"$dest/guest\" -perm /077 ! -type l ! -path '*/vms' ! -path '*/vms/*' ! -path \"$scene/a/var\" >\"$scene/open\"; cp -p \"$dest/guest/.qsm/state\" \"$scene/state\""
+	at yielding "find \"$scene/a/var\" \"$dest/guest\" -perm /077 ! -type l ! -path '*.tmp/*' ! -path '*/vms' ! -path '*/vms/*' ! -path \"$scene/a/var\" >\"$scene/open\"; cp -p \"$dest/guest/.qsm/state\" \"$scene/state\""
 	run move
 	assert_status 0
 	happened
