@@ -62,7 +62,8 @@ int img_marker_read(const char *real, struct img_marker *m, struct img_err *err)
 	memset(m, 0, sizeof(*m));
 	if (!path)
 		return img_err_errno(err, ENOMEM, "%s", real);
-	if (lstat(path, &st) == 0 || errno != ENOENT) {
+	/* No marker can have a name that is too long: the merge that would make it is refused. */
+	if (lstat(path, &st) == 0 || (errno != ENOENT && errno != ENAMETOOLONG)) {
 		rc = io_open(&f, path, false, err);
 		if (rc == 0) {
 			rc = io_read_upto(&f, text, sizeof(text) - 1, 0, &got, err);

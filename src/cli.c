@@ -4,6 +4,7 @@
 #include "cli.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -14,10 +15,30 @@
 static const char *tool_name = "?", *tool_help = "";
 static volatile sig_atomic_t interrupted;
 
-void cli_init(const char *tool, const char *help)
+/*
+ * A file opened while 0, 1 or 2 is free would get that number, and messages would end up in a disk.
+ * What takes the place fails when it is used.
+ */
+static void guard_standard_streams(void)
 {
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd ? O_RDONLY : O_WRONLY) != fd)
+			exit(IMG_IO);
+}
+
+void cli_init(char **argv, const char *tool, const char *help)
+{
+	argv[0] = (char *)(uintptr_t)tool;
 	tool_name = tool;
 	tool_help = help;
+	guard_standard_streams();
+}
+
+bool cli_usable(int fd)
+{
+	int mode = fcntl(fd, F_GETFL);
+
+	return mode >= 0 && (mode & O_ACCMODE) != (fd == STDIN_FILENO ? O_WRONLY : O_RDONLY);
 }
 
 void cli_help(void)

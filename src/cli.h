@@ -15,8 +15,10 @@
 /* Long options without a short form start here. */
 enum { CLI_LONG = 256, CLI_PARENT_DIR, CLI_PARENT_ANYWHERE, CLI_JSON, CLI_PROGRESS, CLI_TOOL = 300 };
 
-/* The name, for messages and --version, and the text of --help. Call first in main. */
-void cli_init(const char *tool, const char *help);
+/* The name, for messages (getopt's too) and --version, and the text of --help. Call first in main. */
+void cli_init(char **argv, const char *tool, const char *help);
+/* Whether standard input can be read, standard output written. */
+bool cli_usable(int fd);
 _Noreturn void cli_help(void);	  /* to stdout, 0 */
 _Noreturn void cli_version(void); /* to stdout, 0 */
 /* "TOOL: message" and a hint at --help on stderr, 64. */

@@ -211,7 +211,7 @@ int main(int argc, char **argv)
 	struct img_err err = { 0 };
 	int status = 0;
 
-	cli_init("vhd-convert", help);
+	cli_init(argv, "vhd-convert", help);
 	cli_common_init(&j.common);
 	parse(argc, argv, &j);
 	cli_catch_signals();

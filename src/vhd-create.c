@@ -79,7 +79,7 @@ int main(int argc, char **argv)
 	struct cli_common common;
 	int opt;
 
-	cli_init("vhd-create", help);
+	cli_init(argv, "vhd-create", help);
 	cli_common_init(&common);
 	while ((opt = getopt_long(argc, argv, CLI_COMMON_SHORT "f", options, NULL)) != -1)
 		if (!cli_common(&common, opt, optarg))

@@ -234,7 +234,7 @@ int main(int argc, char **argv)
 	struct job j = { 0 };
 	int opt, status = 0;
 
-	cli_init("vhd-info", help);
+	cli_init(argv, "vhd-info", help);
 	cli_common_init(&j.common);
 	while ((opt = getopt_long(argc, argv, CLI_COMMON_SHORT, options, NULL)) != -1) {
 		if (cli_common(&j.common, opt, optarg))

@@ -113,7 +113,7 @@ int main(int argc, char **argv)
 	struct img_err err = { 0 };
 	int status = 0;
 
-	cli_init("vhd-merge", help);
+	cli_init(argv, "vhd-merge", help);
 	cli_common_init(&j.common);
 	parse(argc, argv, &j);
 	cli_catch_signals();

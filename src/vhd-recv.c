@@ -387,7 +387,7 @@ static int receive(struct recv *r, struct img_err *err)
 
 	/* Before the work, not after it: the receipt needs somewhere to go. And no file may get
 	 * a standard stream's number. */
-	if (fcntl(STDIN_FILENO, F_GETFD) < 0 || fcntl(STDOUT_FILENO, F_GETFD) < 0)
+	if (!cli_usable(STDIN_FILENO) || !cli_usable(STDOUT_FILENO))
 		return img_err_set(err, IMG_IO, "standard input or standard output is closed");
 	if (!r->force && lstat(r->file, &st) == 0)
 		return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", r->file);
@@ -406,7 +406,7 @@ int main(int argc, char **argv)
 	struct img_err err = {0};
 	int rc;
 
-	cli_init("vhd-recv", help);
+	cli_init(argv, "vhd-recv", help);
 	parse(&r, argc, argv);
 	cli_catch_signals();
 	rc = receive(&r, &err);

@@ -355,10 +355,10 @@ int main(int argc, char **argv)
 	struct img_err err = {0};
 	int rc = -1;
 
-	cli_init("vhd-send", help);
+	cli_init(argv, "vhd-send", help);
 	parse(&s, argc, argv);
 	cli_catch_signals();
-	if (fcntl(STDOUT_FILENO, F_GETFD) < 0) {
+	if (!cli_usable(STDOUT_FILENO)) {
 		img_err_set(&err, IMG_IO, "standard output is closed");
 		goto out;
 	}

@@ -703,7 +703,7 @@ int main(int argc, char **argv)
 	struct img_err err = {0};
 	int ret = -1;
 
-	cli_init("vhd-snap", help);
+	cli_init(argv, "vhd-snap", help);
 	cli_common_init(&j.common);
 	parse(&j, argc, argv, &err);
 	cli_catch_signals();

@@ -182,7 +182,7 @@ int main(int argc, char **argv)
 	struct job j = { 0 };
 	int opt;
 
-	cli_init("vhd-sum", help);
+	cli_init(argv, "vhd-sum", help);
 	cli_common_init(&j.common);
 	while ((opt = getopt_long(argc, argv, CLI_COMMON_SHORT, options, NULL)) != -1) {
 		if (cli_common(&j.common, opt, optarg))

@@ -323,7 +323,7 @@ int main(int argc, char **argv)
 	struct img_err err = { 0 };
 	int opt, status;
 
-	cli_init("vm-export", help);
+	cli_init(argv, "vm-export", help);
 	cli_common_init(&ex.common);
 	while ((opt = getopt_long(argc, argv, CLI_COMMON_SHORT, options, NULL)) != -1) {
 		if (opt == OPT_HYPERVISOR) {

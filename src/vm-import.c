@@ -569,7 +569,7 @@ int main(int argc, char **argv)
 	struct img_err err = { 0 };
 	int opt, status;
 
-	cli_init("vm-import", help);
+	cli_init(argv, "vm-import", help);
 	cli_common_init(&im.common);
 	im.hypervisor = "qemu";
 	while ((opt = getopt_long(argc, argv, CLI_COMMON_SHORT "n", options, NULL)) != -1)
