@@ -515,6 +515,26 @@ served_with_child() {
 	done
 }
 
+@test "a snapshot waits for the writes that are under way: none reaches the frozen disk later" {
+	disk_with_data base.vhd 8M
+	pointer disk "$d/base.vhd"
+	serve a file="$d/disk"
+	strace -f -qq -o /dev/null -p "$(cat "$s/a.pid")" -e trace=pwrite64 \
+		-e inject=pwrite64:delay_enter=100000 2>/dev/null 3>&- &
+	wait_for 10 grep -q TracerPid:.[1-9] "/proc/$(cat "$s/a.pid")/status"
+	"$guest" load "$s/a.nbd" "$s/log" --seconds 2 --threads 4 >"$s/load.out" 2>&1 &
+	load=$!
+	for i in 1 2 3; do
+		sleep 0.5
+		leaf=$(readlink "$d/disk")
+		vhd-snap -q --output="$d/$i.avhd" --live="$s/a.ctl" >&2
+		sha256sum "$leaf" >>"$s/sums"
+	done
+	wait "$load" || fail "load: $(cat "$s/load.out")"
+	sha256sum -c "$s/sums"
+	"$guest" check "$s/log" "$d/disk" --initial "$d/base.vhd.raw"
+}
+
 @test "a flush on one connection covers what others wrote" {
 	disk_with_data leaf 8M
 	serve a file="$d/leaf"
