@@ -931,7 +931,7 @@ def arguments():
 
 
 def make(a):
-    rnd = random.Random(a.seed)
+    rnd = random.Random(b'%d %s' % (a.seed, os.path.basename(os.fsencode(a.file))))  # a UUID of its own
     parent = a.parent_uuid or a.parent
     if a.size is None:
         p = Layer(a.parent, raw=a.raw_parent)
