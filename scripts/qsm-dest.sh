@@ -330,12 +330,15 @@ d_revive() { # MODE
 # Whoever started the VM on its own disks meanwhile made the state stale.
 d_restore() {
 	d_limit=$(d_read "$d_job/starts")
-	[ "$d_have" -le "$d_limit" ] ||
+	{ [ "$d_have" -le "$d_limit" ] && [ "$d_state" != running ]; } ||
 		d_die 81 "the VM was started here without its saved state, which no longer fits its disks"
 	[ "$d_state" = off ] || d_hv stop --force -- "$q_name" || exit
 	d_store "$d_job/starts" $((d_have + 1))
-	d_hv restore --paused -- "$q_name" "$d_job/state" ||
+	d_hv restore --paused -- "$q_name" "$d_job/state" || {
+		d_status
+		d_store "$d_job/starts" "$d_have"
 		d_die 81 "the guest's state $d_job/state cannot be loaded"
+	}
 }
 
 # ---- the end ----

@@ -157,7 +157,8 @@ replay() {
 			;;
 		checkpoint) j_checkpoint=1 ;;
 		copied) j_copied="$j_copied$j_args " ;;
-		pausing) j_pausing=$j_args ;;
+		pausing) j_pausing=$j_args j_yielding='' ;;
+		waking) j_yielding='' ;;
 		running) j_pausing='' ;;
 		yielding) j_yielding=1 ;;
 		yielded) j_yielded=1 ;;
