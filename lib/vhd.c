@@ -298,10 +298,32 @@ static int vhd_open(struct img *l, struct img_err *err)
 	return 0;
 }
 
+/* Bitmaps of neighbouring blocks are 4104 or 4097 sectors apart: they must not share slots. */
+static uint32_t cache_slot(uint64_t off)
+{
+	return (uint32_t)(off / SECTOR * 2654435761u >> 7) % VHD_CACHE_SECTORS;
+}
+
+int vhd_meta_write(struct img *l, uint64_t off, const uint8_t sector[SECTOR], struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint32_t slot = cache_slot(off);
+
+	if (io_write(&l->file, sector, SECTOR, off, err) < 0) {
+		/* What the file holds now is unknown: read it again when it is wanted. */
+		if (v->cache->tag[slot] == off)
+			v->cache->tag[slot] = ~0ull;
+		return -1;
+	}
+	memcpy(v->cache->data[slot], sector, SECTOR);
+	v->cache->tag[slot] = off;
+	return 0;
+}
+
 int vhd_meta_read(struct img *l, uint64_t off, const uint8_t **sector, struct img_err *err)
 {
 	struct vhd *v = l->state;
-	uint32_t slot = (uint32_t)(off / SECTOR * 2654435761u >> 7) % VHD_CACHE_SECTORS;
+	uint32_t slot = cache_slot(off);
 
 	*sector = v->cache->data[slot];
 	if (v->cache->tag[slot] == off)
@@ -350,7 +372,8 @@ static int entry_read(struct img *l, uint32_t block, uint32_t *entry, struct img
 
 int vhd_block_find(struct img *l, uint32_t block, uint64_t *entry, struct img_err *err)
 {
-	uint64_t size;
+	struct vhd *v = l->state;
+	uint64_t end;
 	uint32_t e;
 
 	*entry = 0;
@@ -358,7 +381,11 @@ int vhd_block_find(struct img *l, uint32_t block, uint64_t *entry, struct img_er
 		return -1;
 	if (e == VHD_BAT_FREE)
 		return 0;
-	if (io_size(&l->file, &size, err) < 0 || check_entry(l, block, e, size, err) < 0)
+	/* The size that was seen last will do, unless the file has grown since. */
+	end = (uint64_t)e * SECTOR + v->bitmap_len + v->block_size;
+	if (end > v->seen_size && io_size(&l->file, &v->seen_size, err) < 0)
+		return -1;
+	if (check_entry(l, block, e, v->seen_size, err) < 0)
 		return -1;
 	*entry = (uint64_t)e * SECTOR;
 	return 0;

@@ -32,6 +32,7 @@ struct vhd {
 	uint8_t footer_raw[VHD_FOOTER_LEN];
 	uint32_t blocks;      /* BAT entries that the size needs */
 	uint32_t block_size, bitmap_len;
+	uint64_t seen_size;   /* of the file, when it was last asked for */
 	char *parent_name;    /* UTF-8 */
 	struct vhd_cache *cache;
 	/* writable only */
@@ -43,6 +44,8 @@ struct vhd {
 };
 
 /* vhd.c: reading. All want the mutex held. */
+/* Writes a metadata sector through the cache. */
+int vhd_meta_write(struct img *l, uint64_t off, const uint8_t sector[SECTOR], struct img_err *err);
 int vhd_meta_read(struct img *l, uint64_t off, const uint8_t **sector, struct img_err *err);
 /* ENTRY: file offset of the block's bitmap, 0 when the block is not in the file. */
 int vhd_block_find(struct img *l, uint32_t block, uint64_t *entry, struct img_err *err);
@@ -60,8 +63,6 @@ int vhd_prepare_write(struct img *l, struct img_err *err);
 int vhd_heal(struct img *l, struct img_err *err);
 int vhd_write(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len, struct img_err *err);
 int vhd_trim(struct img *l, uint64_t off, uint64_t len, struct img_err *err);
-/* Writes a metadata sector through the cache. Mutex held. */
-int vhd_meta_write(struct img *l, uint64_t off, const uint8_t sector[SECTOR], struct img_err *err);
 /* Sets bits of a block's bitmap, on disk. Mutex held. */
 int vhd_bitmap_mark(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, bool always,
 		    struct img_err *err);

@@ -23,20 +23,6 @@
 
 #define PAGE 4096u
 
-int vhd_meta_write(struct img *l, uint64_t off, const uint8_t sector[SECTOR], struct img_err *err)
-{
-	struct vhd *v = l->state;
-	const uint8_t *cached;
-	int rc;
-
-	rc = io_write(&l->file, sector, SECTOR, off, err);
-	/* What the file holds after a failed write is unknown: read it again when it is wanted. */
-	for (uint32_t i = 0; i < VHD_CACHE_SECTORS; i++)
-		if (v->cache->tag[i] == off)
-			v->cache->tag[i] = ~0ull;
-	return rc < 0 ? -1 : vhd_meta_read(l, off, &cached, err);
-}
-
 int vhd_bitmap_mark(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, bool always,
 		    struct img_err *err)
 {
