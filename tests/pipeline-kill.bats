@@ -58,3 +58,69 @@ move_on() { # FROM TO N [OPTIONS]
 	assert_output_has $'\nfiles_lost=0\n'
 	assert_output_has $'\nreboots=0\n'
 }
+
+@test "killed after any record from the pause on, a move on one host is finished by the same command, without a reboot" {
+	local n record status
+	small_guest
+	n=0
+	for record in pausing yielding yielded resumed finished; do
+		n=$((n + 1))
+		mkdir -p "$scene/a/srv/$n"
+		at "$record" 'kill -9 $pipeline'
+		status=0
+		scene_hosts exec a qsm-pipeline.sh --quiet guest "$scene/a/srv/$n" >/dev/null 2>&1 || status=$?
+		[ "$status" -eq 137 ] || fail "record $record: status $status"
+		run scene_hosts exec a qsm-pipeline.sh --quiet guest "$scene/a/srv/$n"
+		[ "$status" -eq 0 ] || fail "record $record: the second run does not finish"
+		runs_at a
+		[ "$(scene_leaf a vda)" = "$scene/a/srv/$n/guest/vda.vhd" ]
+	done
+	nothing_is_lost a
+}
+
+# An adapter that is hv-qemu, but its caller dies after a certain verb.
+deadly_adapter() { # VERB
+	cat >"$scene/bin/hv-deadly" <<-SH
+		#!/bin/sh
+		"$top/scripts/hv-qemu" "\$@" || exit
+		case " \$* " in
+		*" $1 "*) [ -e "$scene/bin/done" ] || { : >"$scene/bin/done"; kill -9 \$PPID; } ;;
+		esac
+	SH
+	chmod +x "$scene/bin/hv-deadly"
+	PATH=$scene/bin:$PATH
+}
+
+@test "killed when the process has ended and the disks are not switched yet, the guest goes on all the same" {
+	local verb status n=0
+	small_guest
+	mkdir "$scene/bin"
+	for verb in stop switch; do
+		n=$((n + 1))
+		mkdir -p "$scene/a/srv/$n"
+		rm -f "$scene/bin/done"
+		deadly_adapter $verb
+		status=0
+		scene_hosts exec a qsm-pipeline.sh --quiet --hypervisor=deadly guest "$scene/a/srv/$n" >/dev/null 2>&1 || status=$?
+		[ "$status" -eq 137 ] || fail "$verb: status $status"
+		[ "$(scene_state a)" = off ]
+		run scene_hosts exec a qsm-pipeline.sh --quiet guest "$scene/a/srv/$n"
+		[ "$status" -eq 0 ] || fail "$verb: the second run does not finish"
+		runs_at a
+	done
+	nothing_is_lost a
+}
+
+@test "the same, taken back: the guest goes on from its old disks" {
+	small_guest
+	mkdir -p "$scene/bin" "$scene/a/srv/new"
+	deadly_adapter stop
+	run scene_hosts exec a qsm-pipeline.sh --quiet --hypervisor=deadly guest "$scene/a/srv/new"
+	assert_status 137
+	run scene_hosts exec a qsm-pipeline.sh --abort guest "$scene/a/srv/new"
+	echo "$output"
+	assert_status 80
+	runs_at a
+	[ -z "$(ls -A "$scene/a/srv/new")" ]
+	nothing_is_lost a
+}
