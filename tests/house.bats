@@ -53,7 +53,9 @@ sees_full_stdout() {
 }
 
 has_page_and_test() {
-	page_of "$1" >/dev/null && [ -f "$top/tests/$(basename "$1" .sh).bats" ]
+	local name
+	name=$(basename "$1" .sh)
+	page_of "$1" >/dev/null && { [ -f "$top/tests/$name.bats" ] || [ -f "$top/tests/${name#qsm-}.bats" ]; }
 }
 
 long_options_of_help() {
