@@ -281,7 +281,7 @@ far_run() {
 }
 
 far() { # FUNCTION [WORD…]: no data
-	far_call "$@" >"$tmp/call"
+	far_call "$@" >"$tmp/call" || die 74 "cannot write $tmp/call"
 	far_run <"$tmp/call"
 }
 
@@ -300,7 +300,9 @@ far_insist() { # FUNCTION [WORD…]
 			return "$far_status"
 		fi
 		clock
-		[ "$now" -lt "$far_until" ] || return "$far_status"
+		if [ "$now" -ge "$far_until" ] || [ -n "$interrupted" ]; then
+			return "$far_status"
+		fi
 		[ -n "$far_told" ] || warn "$far_host does not answer (status $far_status); trying again for ${opt_retry} s"
 		far_told=1
 		pause_for 2

@@ -211,7 +211,7 @@ snapshot() { # [base]
 # the receipts are in files X.*, for judge_send.
 send_disk() { # X FUNCTION TARGET VHD-SEND'S ARGUMENTS…
 	rm -f -- "$tmp/$1".*
-	far_call "$2" "$3" >"$tmp/$1.call"
+	far_call "$2" "$3" >"$tmp/$1.call" || die 74 "cannot write $tmp/$1.call"
 	send_x=$tmp/$1
 	shift 3
 	send_parts "$@" 8>&- &
@@ -285,8 +285,11 @@ sent=0
 copy() {
 	begin_stage copy
 	far_insist d_prepare || {
-		cut_off $? && resumable "$far_host does not answer"
-		rollback "$far_host cannot take the disks"
+		d=$?
+		if cut_off "$d" || [ "$d" -eq 75 ] || [ -n "$interrupted" ]; then
+			resumable "$far_host does not answer (status $d)"
+		fi
+		rollback "$far_host cannot take the disks (status $d)"
 	}
 	watch_space
 	total=0
