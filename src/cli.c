@@ -178,13 +178,14 @@ const char *cli_human(uint64_t bytes, char *buf)
 
 void cli_common_init(struct cli_common *c)
 {
-	char *path = getenv("QSM_PARENT_PATH");
+	/* Lives as long as the process: the options point into it. */
+	static char *path;
 
 	memset(c, 0, sizeof(*c));
 	c->open.parent_dirs = c->dirs;
+	path = getenv("QSM_PARENT_PATH");
 	if (!path || !*path || !(path = strdup(path)))
 		return;
-	/* Lives as long as the process: the options point into it. */
 	for (char *save = NULL, *d = strtok_r(path, ":", &save); d; d = strtok_r(NULL, ":", &save))
 		if (c->open.nparent_dirs < sizeof(c->dirs) / sizeof(c->dirs[0]))
 			c->dirs[c->open.nparent_dirs++] = d;
