@@ -125,14 +125,15 @@ static void find_holder(int fd, char *out, size_t size)
 {
 	struct stat st;
 	struct dirent *d;
-	char path[64], comm[64] = "";
+	char path[64], comm[64] = "", self[24];
 	DIR *dir = opendir("/proc");
 
 	snprintf(out, size, "an unknown process");
+	snprintf(self, sizeof(self), "%ld", (long)getpid());
 	if (!dir || fstat(fd, &st) < 0)
 		goto out;
 	while ((d = readdir(dir))) {
-		if (d->d_name[0] < '1' || d->d_name[0] > '9' || atol(d->d_name) == getpid() ||
+		if (d->d_name[0] < '1' || d->d_name[0] > '9' || strcmp(d->d_name, self) == 0 ||
 		    !pid_holds(d->d_name, &st))
 			continue;
 		snprintf(path, sizeof(path), "/proc/%.20s/comm", d->d_name);

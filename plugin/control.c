@@ -413,7 +413,7 @@ int control_bind(struct disk *d, struct img_err *err)
 	if (strlen(d->control) >= sizeof(addr.sun_path))
 		return img_err_set(err, IMG_USAGE, "%s: the name of a socket has at most %zu bytes",
 				   d->control, sizeof(addr.sun_path) - 1);
-	strcpy(addr.sun_path, d->control);
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", d->control);
 	if (remove_stale(&addr, err) < 0)
 		return -1;
 	if (pipe2(ctl.wake, O_CLOEXEC) < 0)

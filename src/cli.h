@@ -48,6 +48,16 @@ const char *cli_human(uint64_t bytes, char *buf);
 	{ "parent-dir", required_argument, NULL, CLI_PARENT_DIR },                                 \
 	{ "parent-anywhere", no_argument, NULL, CLI_PARENT_ANYWHERE }
 
+/* The same options in --help; common ones come last. */
+#define CLI_HELP_CHAIN                                                                             \
+	"      --parent-dir=DIR parents may lie below DIR (repeatable; QSM_PARENT_PATH)\n"          \
+	"      --parent-anywhere  parents may lie anywhere\n"
+#define CLI_HELP_COMMON                                                                            \
+	"      --progress=json  progress as JSON lines on stderr\n"                                \
+	"  -q, --quiet          no messages but errors\n"                                          \
+	"  -h, --help           show this and exit\n"                                              \
+	"  -V, --version        show the version and exit\n"
+
 struct cli_common {
 	bool quiet;
 	bool progress_json;

@@ -19,12 +19,8 @@ static const char help[] =
 	"      --from=raw       SRC is a raw disk\n"
 	"      --pad            fill the last sector of a raw SRC with zeros\n"
 	"  -f, --force          replace DST if it exists\n"
-	"      --parent-dir=DIR parents may lie below DIR (repeatable; QSM_PARENT_PATH)\n"
-	"      --parent-anywhere  parents may lie anywhere\n"
-	"      --progress=json  progress as JSON lines on stderr\n"
-	"  -q, --quiet          no messages but errors\n"
-	"  -h, --help           show this and exit\n"
-	"  -V, --version        show the version and exit\n";
+	CLI_HELP_CHAIN
+	CLI_HELP_COMMON;
 
 enum { OPT_TYPE = CLI_TOOL, OPT_FROM, OPT_PAD };
 

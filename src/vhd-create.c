@@ -15,10 +15,7 @@ static const char help[] =
 	"      --block-size=N       unit of allocation, default 2M\n"
 	"      --creator=CODE       creator code in the footer, default 'win '\n"
 	"  -f, --force              replace FILE if it exists\n"
-	"      --progress=json      progress as JSON lines on stderr\n"
-	"  -q, --quiet              no messages but errors\n"
-	"  -h, --help               show this and exit\n"
-	"  -V, --version            show the version and exit\n";
+	CLI_HELP_COMMON;
 
 enum { OPT_SIZE = CLI_TOOL, OPT_TYPE, OPT_BLOCK_SIZE, OPT_CREATOR };
 

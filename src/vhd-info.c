@@ -16,12 +16,8 @@ static const char help[] =
 	"      --map            where the content of the disk lies\n"
 	"      --json           as one JSON document\n"
 	"      --unlocked       look at a disk that is in use\n"
-	"      --parent-dir=DIR parents may lie below DIR (repeatable; QSM_PARENT_PATH)\n"
-	"      --parent-anywhere  parents may lie anywhere\n"
-	"      --progress=json  progress as JSON lines on stderr\n"
-	"  -q, --quiet          no messages but errors\n"
-	"  -h, --help           show this and exit\n"
-	"  -V, --version        show the version and exit\n";
+	CLI_HELP_CHAIN
+	CLI_HELP_COMMON;
 
 enum { OPT_CHAIN = CLI_TOOL, OPT_MAP, OPT_UNLOCKED };
 

@@ -344,7 +344,7 @@ static int connect_socket(struct snap *s, struct img_err *err)
 	if (strlen(s->socket) >= sizeof(addr.sun_path))
 		return img_err_set(err, IMG_USAGE, "%s: the name is too long for a socket",
 				   s->socket);
-	strcpy(addr.sun_path, s->socket);
+	snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", s->socket);
 	s->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (s->fd < 0)
 		return img_err_errno(err, errno, "socket");
