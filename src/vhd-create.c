@@ -10,11 +10,11 @@ static const char help[] =
 	"Usage: vhd-create [options] --size=N FILE\n"
 	"Create an empty VHD.\n"
 	"\n"
-	"      --size=N             the size that the guest sees: bytes, or 512M, 10G, 2T\n"
-	"      --type=dynamic|fixed default dynamic\n"
-	"      --block-size=N       unit of allocation, default 2M\n"
-	"      --creator=CODE       creator code in the footer, default 'win '\n"
-	"  -f, --force              replace FILE if it exists\n"
+	"      --size=N         the size that the guest sees: bytes, or 512M, 10G, 2T\n"
+	"      --type=TYPE      dynamic (default) or fixed\n"
+	"      --block-size=N   unit of allocation, default 2M\n"
+	"      --creator=CODE   creator code in the footer, default 'win '\n"
+	"  -f, --force          replace FILE if it exists\n"
 	CLI_HELP_COMMON;
 
 enum { OPT_SIZE = CLI_TOOL, OPT_TYPE, OPT_BLOCK_SIZE, OPT_CREATOR };
