@@ -92,9 +92,11 @@ teardown() {
 	pid=$!
 	wait_for 5 test -s "$lab/conn.$pid"
 	"$hosts" link cut
+	SECONDS=0
 	status=0
 	wait "$pid" || status=$?
 	assert_status 255
+	[ "$SECONDS" -lt 30 ] || fail "the connection lived on for $SECONDS s"
 	run "$ssh" hostb true
 	assert_status 255
 	"$hosts" link restore
