@@ -150,6 +150,7 @@ d_space() { # DIR: free bytes there
 d_preflight() { # VERSION BYTES NETWORK…
 	d_version=$1 d_bytes=$2
 	shift 2
+	printf 'qsm-pipeline\nhost %s\nclock %s\n' "$(uname -n)" "$(date +%s)"
 	d_missing=
 	for d_tool in "hv-$q_hyp" vhd-recv vhd-merge vhd-info vm-import jq flock sync df awk xxh128sum; do
 		command -v "$d_tool" >/dev/null 2>&1 || {
@@ -157,7 +158,6 @@ d_preflight() { # VERSION BYTES NETWORK…
 			d_missing=1
 		}
 	done
-	printf 'host %s\nclock %s\n' "$(uname -n)" "$(date +%s)"
 	d_preflight_folder
 	[ -z "$d_missing" ] || return 0
 	d_have=$(vhd-recv --version | awk 'NR == 1 { print $NF }')
@@ -199,10 +199,15 @@ d_preflight_vm() { # NETWORK…
 
 # ---- data ----
 
+# The disk, and what a receiver that was killed left of it.
+d_remove() { # TARGET
+	rm -f -- "$d_home/$1.vhd" "$d_home/$1.avhd" "$d_home/.$1.vhd".*.tmp "$d_home/.$1.avhd".*.tmp
+}
+
 # Prints vhd-recv's receipt.
 d_recv_base() { # TARGET
 	d_lock "$1"
-	rm -f -- "$d_home/$1.vhd" "$d_home/$1.avhd"
+	d_remove "$1"
 	d_receive vhd-recv --quiet -- "$d_home/$1.vhd"
 }
 
@@ -211,6 +216,7 @@ d_recv_base() { # TARGET
 # left behind half merged or not at all is no harm: it goes first. Prints three objects.
 d_recv_delta() { # TARGET
 	d_lock "$1"
+	rm -f -- "$d_home/.$1.avhd".*.tmp
 	if [ -e "$d_home/$1.avhd" ]; then
 		vhd-merge --quiet --delete -- "$d_home/$1.avhd" >/dev/null || exit
 	fi
@@ -364,7 +370,7 @@ d_undo() {
 		esac
 	fi
 	for d_t; do
-		rm -f -- "$d_home/$d_t.vhd" "$d_home/$d_t.avhd"
+		d_remove "$d_t"
 	done
 	rm -rf -- "$d_job"
 	rmdir -- "$d_home" || d_die 73 "$d_home holds files that are not of this move"

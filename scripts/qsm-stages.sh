@@ -116,13 +116,16 @@ preflight_far() {
 		echo $? >"$tmp/status"
 	}
 	read -r d <"$tmp/status"
-	far_version='' far_clock='' far_free=''
+	far_version='' far_clock='' far_free='' word=''
+	read -r word <"$tmp/far" || :
+	[ "$d" -ne 0 ] || [ "$word" = qsm-pipeline ] ||
+		block "$far_host: its login shell prints something of its own (\"$word\"): the data would be mixed with it"
 	while read -r word rest; do
 		case $word in
 		blocker) block "$rest" ;;
 		version) far_version=$rest ;;
-		clock) far_clock=$rest ;;
-		free) far_free=$rest ;;
+		clock) number "$rest" && far_clock=$rest ;;
+		free) number "$rest" && far_free=$rest ;;
 		esac
 	done <"$tmp/far"
 	if cut_off "$d"; then
@@ -135,6 +138,12 @@ preflight_far() {
 	case $skew in
 	[0-9] | -[0-9]) ;;
 	*) warn "the clocks differ by $skew s" ;;
+	esac
+}
+
+number() { # TEXT
+	case $1 in
+	'' | *[!0-9]* | ????????????????????*) return 1 ;;
 	esac
 }
 
