@@ -66,6 +66,16 @@ untouched() {
 	[ -z "$(find "$scene/a/var" -name journal)" ]
 }
 
+@test "a login shell that prints a greeting is refused" {
+	small_guest off
+	printf '#!/bin/sh\necho hello\nexec "%s" "$@"\n' "$(scene_hosts ssh)" >"$scene/link"
+	chmod +x "$scene/link"
+	run move --ssh="$scene/link"
+	assert_status 78
+	assert_output_has 'hello'
+	untouched
+}
+
 @test "a folder of that name at the destination is not touched" {
 	small_guest off
 	mkdir "$dest/guest"
@@ -180,8 +190,8 @@ untouched() {
 
 @test "a link that is cut during the copy: 75, and no second checkpoint" {
 	small_guest
-	at checkpoint "\"$scene_tools/hosts\" -C \"$scene\" link cut"
-	run move --retry=0 --json
+	at checkpoint "(sleep 3; \"$scene_tools/hosts\" -C \"$scene\" link cut) >/dev/null 2>&1 &"
+	run move --retry=0 --rate-limit=1M --json
 	assert_status 75
 	happened
 	assert_output_has '"resumable"'
@@ -193,6 +203,7 @@ untouched() {
 	assert_status 0
 	# One more for the last step, when the guest stands still.
 	[ "$(find "$scene/a/srv/vms" -name 'vda*' | wc -l)" -eq 3 ]
+	[ "$(find "$dest/guest" | wc -l)" -eq 3 ] || fail "left: $(find "$dest/guest")"
 	runs_at b
 	nothing_is_lost b
 }
