@@ -69,7 +69,8 @@ zip_sha() {
 	corpus $vhds $edited
 	before=$(sha ./*.vhd; stat -c %Y ./*.vhd)
 	for f in *.vhd; do
-		vhd-info --chain --map "$f" >/dev/null || fail "$f"
+		vhd-info --chain --map "$f" >out || fail "$f"
+		[ -s out ]
 	done
 	[ "$(sha ./*.vhd; stat -c %Y ./*.vhd)" = "$before" ]
 }

@@ -63,6 +63,7 @@ field() {
 
 # json FILTER: of the last run's output
 json() {
+	[ -n "$output" ] || fail "no JSON" || return
 	jq -er "$1" <<<"$output"
 }
 

@@ -9,6 +9,16 @@ setup() {
 	model make base.vhd --size=8M --fill=20:4K --raw=leaf.raw
 	model make leaf.avhd --parent=base.vhd --fill=40:512 --raw=leaf.raw --seed=2 --block=64K
 	[ "$(field leaf.avhd blocks)" -gt 20 ]
+	vhd-sum leaf.avhd >../sums
+}
+
+# Where a fault may be tolerated, what is read must be right.
+right_or_refused() {
+	case $status in
+	0) vhd-sum --check ../sums | grep -q OK ;;
+	65) [ -n "$stderr" ] ;;
+	*) fail "neither read nor refused" ;;
+	esac
 }
 
 # Every tool that opens leaf.avhd refuses it with STATUS; no file is changed or made.
@@ -150,9 +160,10 @@ damage() {
 		cp leaf.avhd ../whole
 		model poke leaf.avhd $c
 		run --separate-stderr limited vhd-sum leaf.avhd
-		[ "$status" -eq 0 ] || [ "$status" -eq 65 ] || fail "$c"
+		right_or_refused
 		unchanged leaf.avhd -- limited vhd-info --json leaf.avhd
 		[ "$status" -eq 0 ] || [ "$status" -eq 65 ] || fail "$c"
+		[ -n "$output$stderr" ]
 		mv ../whole leaf.avhd
 	done
 }
@@ -163,6 +174,7 @@ damage() {
 	[ "$status" -eq 0 ] || [ "$status" -eq 65 ] || fail "status"
 	run --separate-stderr limited vhd-sum long.avhd
 	[ "$status" -eq 0 ] || [ "$status" -eq 65 ] || [ "$status" -eq 66 ] || fail "status"
+	[ -n "$output$stderr" ]
 }
 
 @test "lone surrogates and NULs in names" {
@@ -172,6 +184,7 @@ damage() {
 		# shellcheck disable=SC2086
 		run --separate-stderr limited $c
 		[ "$status" -lt 128 ]
+		[ -n "$output$stderr" ]
 	done
 }
 
@@ -371,10 +384,11 @@ outside() {
 		for c in "vhd-sum leaf.avhd" "vhd-info --chain --map --json leaf.avhd" "vhd-merge --dry-run leaf.avhd"; do
 			# shellcheck disable=SC2086
 			run --separate-stderr limited $c
-			case $status in 0 | 65 | 66) ;; *) fail "$c, number $i of $(cat seed)" "$stderr" ;; esac
+			case $status in 0) ;; 65 | 66) saw=yes ;; *) fail "$c, number $i of $(cat seed)" "$stderr" ;; esac
 			[[ $stderr != *Sanitizer* && $stderr != *runtime\ error* ]] || fail "$stderr"
 		done
 	done
+	[ -n "$saw" ]
 }
 
 @test "a huge table does not cost its size in memory" {
@@ -386,6 +400,7 @@ outside() {
 refused_not() {
 	run --separate-stderr limited "$@"
 	assert_status 0
+	[ -n "$output" ]
 }
 
 @test "a table of 4 thousand million entries in a sparse file" {
@@ -393,7 +408,7 @@ refused_not() {
 	truncate -s 20G leaf.avhd
 	model poke --which=front leaf.avhd foot.features=2
 	run --separate-stderr limited vhd-sum leaf.avhd
-	[ "$status" -eq 0 ] || [ "$status" -eq 65 ] || fail "status"
+	right_or_refused
 }
 
 @test "weak point 1: a merge where the block size is not 2 MiB" {
@@ -435,8 +450,8 @@ refused_not() {
 	model make l.avhd --parent=b.vhd --fill=400:4K --zeros=0 --seed=4
 	run env ASAN_OPTIONS=detect_leaks=0 strace -f -c -o count -e trace=pread64,pwrite64,ftruncate,fsync,fdatasync vhd-merge l.avhd
 	assert_status 0
-	calls=$(awk '$NF == "total" { print $(NF - 1) ~ /^[0-9]+$/ ? $(NF - 1) : $4 }' count)
-	[ "$(awk '/pread64|pwrite64|ftruncate|sync/ { n += $4 } END { print n }' count)" -lt 1800 ] || fail "$(cat count) $calls"
+	calls=$(awk '/pread64|pwrite64|ftruncate|sync/ { n += $4 } END { print n + 0 }' count)
+	[ "$calls" -gt 400 ] && [ "$calls" -lt 1800 ] || fail "$(cat count)"
 }
 
 @test "weak point 5: a checkpoint onto itself, a disk made over another" {
@@ -450,9 +465,13 @@ refused_not() {
 
 @test "weak point 7: good Hyper-V children are accepted where only the relative path leads home" {
 	model make hv.avhd --parent=base.vhd --absolute='C:\Users\Public\Documents\' --name='C:\Users\Public\Documents\base.vhd'
+	model write hv.avhd --fill=20:512 --raw=hv.raw
 	run --separate-stderr vhd-info --chain hv.avhd
 	assert_status 0
+	assert_output_has base.vhd
+	cp hv.avhd ../hv.avhd
 	vhd-merge hv.avhd
+	model cmp base.vhd hv.avhd
 }
 
 @test "weak point 7: tables that wrap, cut blocks, loops and larger children are not" {
@@ -517,6 +536,7 @@ refused_not() {
 
 @test "weak point 9: the absolute locator is absolute" {
 	child=$(vhd-snap base.vhd)
+	sound --strict "$child"
 	for i in 0 1; do
 		[ "$(field "$child" loc.$i.code)" = "b'W2ku'" ] || continue
 		t=$(field "$child" loc.$i.text)

@@ -45,12 +45,14 @@ chain() {
 	chain
 	before=$(sha base.vhd leaf.avhd; stat -c '%Y %s' base.vhd leaf.avhd)
 	vhd-convert --type=dynamic leaf.avhd copy.vhd
+	[ -s copy.vhd ]
 	[ "$before" = "$(sha base.vhd leaf.avhd; stat -c '%Y %s' base.vhd leaf.avhd)" ]
 }
 
 @test "the copy is another disk" {
 	chain
 	vhd-convert --type=dynamic base.vhd copy.vhd
+	sound --strict copy.vhd
 	[ "$(field base.vhd foot.uid)" != "$(field copy.vhd foot.uid)" ]
 }
 
@@ -198,6 +200,7 @@ chain() {
 @test "a cut VHD is refused, whatever is left of it" {
 	model make disk.vhd --size=8M --fill=20:4K
 	model make fixed.vhd --kind=fixed --size=1M --fill=20:4K
+	vhd-convert --type=raw disk.vhd whole.raw
 	size=$(stat -c %s disk.vhd)
 	for n in $((size - 6000)) $((size / 2)) 4096 2048 1536 1000; do
 		head -c $n disk.vhd >cut.vhd
@@ -238,11 +241,13 @@ chain() {
 				-e inject=pwrite64,copy_file_range:signal=$s:when=$n \
 				vhd-convert --from=raw --type=dynamic disk.img out/copy.vhd
 			grep -q "SIG$s" trace || continue
+			caught=yes
 			[ "$status" -eq 75 ] || [ "$status" -eq 0 ] || fail "status after SIG$s"
 			[ "$status" -eq 0 ] || [ -z "$(ls -A out)" ] || fail "left behind: $(ls -A out)"
 			rm -f out/copy.vhd
 		done
 	done
+	[ -n "$caught" ]
 }
 
 @test "killed at any write, the destination is whole or not there" {
@@ -257,10 +262,12 @@ chain() {
 				break
 			fi
 			assert_status 137
+			killed=yes
 			[ ! -e copy.vhd ] || is_raw copy.vhd want.raw
 			rm -f copy.vhd
 		done
 	done
+	[ -n "$killed" ]
 }
 
 @test "a failing fsync is an I/O error, and nothing appears" {
@@ -270,11 +277,13 @@ chain() {
 		run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=$call \
 			-e inject=$call:error=EIO:when=1 vhd-convert --type=dynamic base.vhd copy.vhd
 		if grep -q INJECTED trace; then
+			injected=yes
 			assert_status 74
 			[ ! -e copy.vhd ]
 		fi
 		rm -f copy.vhd
 	done
+	[ -n "$injected" ]
 }
 
 @test "a bad sector of the source is an I/O error, never zeros" {

@@ -7,6 +7,11 @@ setup() {
 	workdir
 }
 
+# layers OPTION… FILE: how many
+layers() {
+	vhd-info --chain --json "$@" | jq '.files[0].chain | length'
+}
+
 # base.vhd (dynamic), mid.avhd, leaf.avhd and leaf.raw, what the leaf reads as
 chain() {
 	model make base.vhd --size=8M --fill=30:4K --raw=leaf.raw
@@ -164,6 +169,7 @@ chain() {
 	for o in "" --json --chain --map --unlocked; do
 		unchanged base.vhd mid.avhd leaf.avhd -- vhd-info $o leaf.avhd
 		assert_status 0
+		[ -n "$output" ]
 	done
 }
 
@@ -224,7 +230,7 @@ chain() {
 	assert_status 0
 	json '.files[0].size == 1048576'
 	run vhd-info disk.vhd
-	[[ $output != *$'\x01'* ]]
+	[[ $output != *$'\x01'* && $output == *1048576* ]]
 }
 
 @test "a name with control characters cannot reach the terminal" {
@@ -232,7 +238,7 @@ chain() {
 		--text=$'.\\\e[31mred\nline.vhd' --name=$'\e[31mred\nline'
 	run --separate-stderr vhd-info disk.vhd
 	assert_status 0
-	[[ $output != *$'\e'* ]]
+	[[ $output != *$'\e'* && $output == *red* ]]
 	run --separate-stderr vhd-info --json disk.vhd
 	assert_status 0
 	json .version
@@ -293,6 +299,7 @@ chain() {
 	hold disk.vhd read
 	run vhd-info disk.vhd
 	assert_status 0
+	assert_output_has dynamic
 	release
 }
 
@@ -326,6 +333,7 @@ chain() {
 	model make base2/base.vhd --size=1M
 	model make child/leaf.avhd --parent=base2/base.vhd --text='..\base2\base.vhd'
 	refused 65 vhd-info --chain --parent-dir=base child/leaf.avhd
+	[ "$(layers --parent-dir=base2 child/leaf.avhd)" -eq 2 ]
 }
 
 @test "a link beside the child does not smuggle a parent in" {
@@ -351,31 +359,29 @@ chain() {
 	mkdir base child
 	model make base/base.vhd --size=1M
 	model make child/leaf.avhd --parent=base/base.vhd
-	run vhd-info --chain --parent-dir=base child/leaf.avhd
-	assert_status 0
+	[ "$(layers --parent-dir=base child/leaf.avhd)" -eq 2 ]
 }
 
 @test "the case of a Windows name does not matter" {
 	model make Base.vhd --size=1M
 	model make leaf.avhd --parent=Base.vhd --text='.\BASE.VHD'
-	run vhd-info --chain leaf.avhd
-	assert_status 0
+	[ "$(layers leaf.avhd)" -eq 2 ]
 }
 
 @test "parents are found by each kind of locator" {
 	model make base.vhd --size=1M
 	for l in W2ru W2ku MacX Wi2r W2ku,W2ru MacX,W2ku,W2ru; do
 		model make leaf.avhd --parent=base.vhd --locators=$l --name=other.vhd
-		vhd-info --chain leaf.avhd || fail "$l"
+		[ "$(layers leaf.avhd)" -eq 2 ] || fail "$l"
 	done
 	model make leaf.avhd --parent=base.vhd --locators=
-	vhd-info --chain leaf.avhd
+	[ "$(layers leaf.avhd)" -eq 2 ]
 }
 
 @test "locators may begin at any slot, with their space in sectors or bytes" {
 	model make base.vhd --size=1M
 	model make leaf.avhd --parent=base.vhd --first-slot=6 --space=1
-	vhd-info --chain leaf.avhd
+	[ "$(layers leaf.avhd)" -eq 2 ]
 }
 
 @test "a base with a non-ASCII name" {
