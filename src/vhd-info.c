@@ -117,10 +117,11 @@ static void text_layer(const struct job *j, const struct img_chain *c, unsigned 
 {
 	const struct img_info *i = img_layer_info(c, layer);
 	char uuid[IMG_UUID_STR], when[32], size[32], file_size[32], allocated[32];
+	bool raw = i->type == IMG_RAW;
 
 	cli_print_text(stdout, img_layer_path(c, layer), "");
-	printf("\n  type        %s %s\n  size        %" PRIu64 " (%s)\n", i->format,
-	       img_type_name(i->type), i->size, cli_human(i->size, size));
+	printf("\n  type        %s%s%s\n  size        %" PRIu64 " (%s)\n", raw ? "" : i->format,
+	       raw ? "" : " ", img_type_name(i->type), i->size, cli_human(i->size, size));
 	printf("  file        %" PRIu64 " (%s), %s allocated\n", i->file_size,
 	       cli_human(i->file_size, file_size), cli_human(i->allocated, allocated));
 	if (i->block_size)
