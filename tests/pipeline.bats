@@ -124,7 +124,8 @@ untouched() {
 		#!/bin/sh
 		host=\$1
 		shift
-		exec "$(scene_hosts ssh)" "\$host" "exec $shell -c \"\$(printf %s "\$*" | sed 's/[\\\\\\\\\"\$\`]/\\\\\\\\&/g')\""
+		export COMMAND="\$*"
+		exec "$(scene_hosts ssh)" "\$host" 'exec $shell -c "\$COMMAND"'
 	SH
 	chmod +x "$scene/link"
 	run move --ssh="$scene/link"
