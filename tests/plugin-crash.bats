@@ -8,6 +8,9 @@ load plugin/serve
 
 setup() {
 	disks_setup
+	case $BATS_TEST_DESCRIPTION in
+	"power cuts"*) [ -z "${sanitizer:-}" ] || skip "the recorder and the sanitizers exclude each other" ;;
+	esac
 }
 
 teardown() {
@@ -110,7 +113,8 @@ guest_writes() {
 	# the net was fine enough to meet both sides of the switch
 	grep -q 'died=true 0' "$s/seen"
 	grep -q 'died=true 1' "$s/seen"
-	run ! grep 'died=false' "$s/seen"
+	# a flush by a guest's request may serve the snapshot too; all else is the control thread's own
+	run ! grep -E '^(fcntl|symlink|rename|fsync|sendto|recvfrom) .*died=false' "$s/seen"
 }
 
 start_over() {
@@ -163,7 +167,6 @@ nothing_prepared() {
 # Records what a server, and vhd-snap in the middle, do to the files; then cuts the power at
 # many instants of that. Parameters: cuts, seconds, a command to be run in the middle.
 power_cuts() {
-	[ -z "$preload" ] || skip "the recorder and the sanitizers exclude each other"
 	"${CC:-cc}" -O2 -shared -fPIC -o "$s/record.so" "$top/tests/plugin/record.c"
 	cp -a "$d" "$s/before"
 	export QSM_RECORD=$s/recording

@@ -7,6 +7,7 @@ load plugin/serve
 
 setup() {
 	disks_setup
+	export ASAN_OPTIONS=detect_leaks=0 # it does not work under strace
 }
 
 teardown() {

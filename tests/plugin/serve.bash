@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2034,SC2154 # variables of bats, of helper.bash and of the tests
 # For the tests of the plugin: servers that are started, killed and cleaned away.
 
 model=$top/tests/model/vhdmodel.py
@@ -12,11 +12,6 @@ disks_setup() {
 	d=$BATS_TEST_TMPDIR/d
 	s=$BATS_TEST_TMPDIR/s
 	mkdir "$d" "$s"
-	# A plugin with sanitizers needs their runtime in the server, which has none.
-	if [ -e "$QSM_PLUGIN" ] && ldd "$QSM_PLUGIN" 2>/dev/null | grep -q libasan; then
-		preload=$(ldd "$QSM_PLUGIN" | awk '/libasan/ { print $3 }')
-		export ASAN_OPTIONS=detect_leaks=0
-	fi
 }
 
 # serve NAME PARAMETER…: sockets $s/NAME.nbd and $s/NAME.ctl, messages in $s/NAME.err.
@@ -39,10 +34,11 @@ server_settled() {
 	[ -s "$s/$1.pid" ] || ! kill -0 "$2" 2>/dev/null
 }
 
-# The same for a server that must refuse: its message becomes $output.
+# The same for a server that must refuse: its message becomes $output. The time limit is for builds
+# with sanitizers, where nbdkit (any plugin) may hang when it exits after an error: libasan's start inside
+# p11-kit's newlocale() leaves a lock of libc's in disorder.
 run_refused() {
-	run timeout 10 env ${preload:+LD_PRELOAD="$preload"} nbdkit -f -U - \
-		"${nbdkit_options[@]}" "$QSM_PLUGIN" "$@" --run true 3>&-
+	run timeout 5 nbdkit -f -U - "${nbdkit_options[@]}" "$QSM_PLUGIN" "$@" --run true 3>&-
 	[ "$status" -ne 0 ] || fail "the server was started"
 }
 
