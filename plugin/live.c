@@ -3,7 +3,7 @@
  * The live snapshot. The order that makes a death between any two steps harmless:
  *
  *   child durable (by whoever made it) → child verified and locked → pointer durable
- *   → flush → guest held off → flush → push → guest goes on
+ *   → flushes → guest held off → flush → push → guest goes on
  *
  * A server started after a death opens what the pointer names: the old leaf, or an empty child of
  * it, which masks nothing. No write reaches the child before the pointer names it.
@@ -20,6 +20,9 @@
 
 #include "io.h"
 #include "plugin.h"
+
+#define FLUSHES_AHEAD 5
+#define SHORT_FLUSH_US 5000
 
 static uint64_t now_us(void)
 {
