@@ -164,7 +164,7 @@ nothing_defined() {
 	run --separate-stderr vm-import --print=json <doc.xml
 	assert_status 0
 	[ "$(jq -c '[.name, .memory, .vcpus, .machine, .cpu, (.disks | length), .nics[0].network]' <<<"$output")" = \
-		'["guest",134217728,1,"pc-q35-7.2","qemu64",2,"lan"]' ]
+		'["guest",100663296,1,"pc-q35-7.2","qemu64",2,"lan"]' ]
 }
 
 @test "a plain libvirt domain is accepted" {
