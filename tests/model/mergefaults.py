@@ -186,9 +186,9 @@ def kill(scene, most):
 
 
 def error(scene, most):
-    todo = [c for c in calls(scene) if c[0] in ('pwrite64', 'pwritev', 'fallocate', 'ftruncate',
+    candidates = [c for c in calls(scene) if c[0] in ('pwrite64', 'pwritev', 'fallocate', 'ftruncate',
                                                 'copy_file_range', 'fsync', 'fdatasync')]
-    for call, n in sample(todo, most):
+    for call, n in sample(candidates, most):
         for name, want in (('ENOSPC', 73), ('EIO', 74)):
             if 'sync' in call and name == 'ENOSPC':
                 continue
@@ -339,8 +339,8 @@ def power(scene, most, seed):
 
 def twice(scene, most, seed):
     rnd = random.Random(seed)
-    todo = calls(scene)
-    for call, n in [rnd.choice(todo) for _ in range(max(2, most // 12))]:
+    candidates = calls(scene)
+    for call, n in [rnd.choice(candidates) for _ in range(max(2, most // 12))]:
         ops = []
         scene.fresh()
         strace(TRACE + ['-e', 'inject=%s:signal=KILL:when=%d' % (call, n)],
