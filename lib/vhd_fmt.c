@@ -56,6 +56,11 @@ void vhd_footer_seal(uint8_t buf[VHD_FOOTER_LEN])
 void vhd_footer_encode(const struct vhd_footer *f, uint8_t buf[VHD_FOOTER_LEN])
 {
 	memset(buf, 0, VHD_FOOTER_LEN);
+	vhd_footer_patch(f, buf);
+}
+
+void vhd_footer_patch(const struct vhd_footer *f, uint8_t buf[VHD_FOOTER_LEN])
+{
 	memcpy(buf, "conectix", 8);
 	be32_put(buf + 8, f->features);
 	be32_put(buf + 12, f->version);
@@ -106,8 +111,13 @@ enum vhd_verdict vhd_header_decode(const uint8_t buf[VHD_HEADER_LEN], struct vhd
 void vhd_header_encode(const struct vhd_header *h, uint8_t buf[VHD_HEADER_LEN])
 {
 	memset(buf, 0, VHD_HEADER_LEN);
-	memcpy(buf, "cxsparse", 8);
 	memset(buf + 8, 0xff, 8);
+	vhd_header_patch(h, buf);
+}
+
+void vhd_header_patch(const struct vhd_header *h, uint8_t buf[VHD_HEADER_LEN])
+{
+	memcpy(buf, "cxsparse", 8);
 	be64_put(buf + 16, h->bat_off);
 	be32_put(buf + 24, h->version);
 	be32_put(buf + 28, h->entries);

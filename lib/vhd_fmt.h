@@ -66,11 +66,14 @@ enum vhd_verdict {
 enum vhd_verdict vhd_footer_decode(const uint8_t buf[VHD_FOOTER_LEN], struct vhd_footer *f);
 /* A fresh footer, checksum included. */
 void vhd_footer_encode(const struct vhd_footer *f, uint8_t buf[VHD_FOOTER_LEN]);
+/* The same over a footer that exists: what we do not know of stays. */
+void vhd_footer_patch(const struct vhd_footer *f, uint8_t buf[VHD_FOOTER_LEN]);
 /* Computes and sets the checksum of an edited one; unknown fields stay. */
 void vhd_footer_seal(uint8_t buf[VHD_FOOTER_LEN]);
 
 enum vhd_verdict vhd_header_decode(const uint8_t buf[VHD_HEADER_LEN], struct vhd_header *h);
 void vhd_header_encode(const struct vhd_header *h, uint8_t buf[VHD_HEADER_LEN]);
+void vhd_header_patch(const struct vhd_header *h, uint8_t buf[VHD_HEADER_LEN]);
 
 const char *vhd_verdict_str(enum vhd_verdict v);
 
