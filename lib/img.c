@@ -13,6 +13,7 @@
 #include <uuid.h>
 
 #include "img_impl.h"
+#include "undo.h"
 
 const struct img_ops *const img_formats[] = { &vhd_ops, &raw_ops, NULL };
 
@@ -121,6 +122,50 @@ static int choose_format(struct img *l, enum img_raw raw, struct img_err *err)
 	return 0;
 }
 
+/* A change of the file that was cut short is undone before anything is read. */
+static int settle(struct img *l, struct img_err *err)
+{
+	struct img_err e = { 0 };
+	bool done;
+
+	if (undo_settle(l->file.real, &done, &e) < 0)
+		return img_err_set(err, e.code == IMG_DATA ? IMG_DATA : IMG_AGAIN,
+				   "%s: a change was cut short and must be undone first, by vhd-check --undo: %s",
+				   l->file.path, e.msg);
+	if (done)
+		img_warn(l, "a change that was cut short was undone");
+	return 0;
+}
+
+/* Locked, and with nothing unfinished beside it. */
+static int lock_settled(struct img *l, bool writable, struct img_err *err)
+{
+	bool pending;
+
+	for (int i = 0; i < 2; i++) {
+		if (io_lock(&l->file, writable ? IO_LOCK_EXCLUSIVE : IO_LOCK_SHARED, err) < 0 ||
+		    undo_pending(l->file.real, &pending, err) < 0)
+			return -1;
+		if (!pending)
+			return 0;
+		/* Its own descriptor takes the lock that putting back needs. */
+		if (io_lock(&l->file, IO_UNLOCKED, err) < 0 || settle(l, err) < 0)
+			return -1;
+	}
+	return img_err_set(err, IMG_AGAIN, "%s: another process is changing it", l->file.path);
+}
+
+static int look_unlocked(struct img *l, struct img_err *err)
+{
+	bool pending;
+
+	if (undo_pending(l->file.real, &pending, err) < 0)
+		return -1;
+	if (pending)
+		img_warn(l, "a change is under way, or was cut short");
+	return 0;
+}
+
 int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked,
 		   enum img_raw raw, struct img_err *err)
 {
@@ -132,7 +177,7 @@ int img_layer_open(struct img **out, const char *path, bool writable, bool unloc
 		return -1;
 	if (io_open(&l->file, path, writable, err) < 0)
 		goto fail;
-	if (!unlocked && io_lock(&l->file, writable ? IO_LOCK_EXCLUSIVE : IO_LOCK_SHARED, err) < 0)
+	if ((unlocked ? look_unlocked(l, err) : lock_settled(l, writable, err)) < 0)
 		goto fail;
 	if (choose_format(l, raw, err) < 0 || io_size(&l->file, &l->info.file_size, err) < 0)
 		goto fail;

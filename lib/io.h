@@ -107,6 +107,8 @@ void io_discard(struct io_new *n);
 
 /* Durable changes of names. */
 int io_unlink(const char *path, struct img_err *err);
+/* Within one folder; never over an existing file: IMG_CANTCREAT. */
+int io_rename_new(const char *from, const char *to, struct img_err *err);
 int io_sync_dir_of(const char *path, struct img_err *err);
 /* PATH (absent or a symlink) durably becomes a symlink to TARGET, by rename. */
 int io_symlink_replace(const char *path, const char *target, struct img_err *err);

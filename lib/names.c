@@ -151,6 +151,14 @@ void io_discard(struct io_new *n)
 	n->tmp = n->final = NULL;
 }
 
+int io_rename_new(const char *from, const char *to, struct img_err *err)
+{
+	if (rename_new(from, to, false) < 0)
+		return errno == EEXIST ? exists_error(to, err) :
+					 img_err_errno(err, errno, "%s: cannot rename to %s", from, to);
+	return io_sync_dir_of(to, err);
+}
+
 int io_unlink(const char *path, struct img_err *err)
 {
 	if (unlink(path) < 0)
