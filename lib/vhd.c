@@ -206,19 +206,15 @@ static int open_sparse(struct img *l, struct vhd *v, struct img_err *err)
 }
 
 /* An encrypted XenServer disk's bytes mean nothing to us (§18.2). */
-static int check_encrypted(struct img *l, struct vhd *v, struct img_err *err)
+static int check_encrypted(struct img *l, struct img_err *err)
 {
-	uint64_t off = v->header.bat_off + u64_round_up((uint64_t)v->header.entries * 4, SECTOR);
-	uint8_t buf[SECTOR];
-	size_t got;
+	struct vhd_batmap m;
 
-	if (memcmp(v->footer.creator, "tap", 3) != 0)
-		return 0;
-	if (io_read_upto(&l->file, buf, sizeof(buf), off, &got, err) < 0)
+	if (vhd_batmap_find(l, &m, err) < 0)
 		return -1;
-	if (got == sizeof(buf) && memcmp(buf, "tdbatmap", 8) == 0 && buf[29])
+	if (m.encrypted)
 		return img_err_set(err, IMG_DATA, "%s: encrypted by XenServer (a key hash is at offset %" PRIu64
-				   "): its data cannot be read", l->file.path, off);
+				   "): its data cannot be read", l->file.path, m.head_off);
 	return 0;
 }
 
@@ -274,7 +270,7 @@ static int open_body(struct img *l, struct vhd *v, struct img_err *err)
 	l->info.size = v->footer.size;
 	if (v->footer.type == VHD_FIXED)
 		return open_fixed(l, v, err);
-	if (open_sparse(l, v, err) < 0 || check_encrypted(l, v, err) < 0)
+	if (open_sparse(l, v, err) < 0 || check_encrypted(l, err) < 0)
 		return -1;
 	if (v->footer.type == VHD_DIFFERENCING) {
 		v->parent_name =

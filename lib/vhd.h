@@ -57,21 +57,36 @@ int vhd_bat_each(struct img *l, int (*fn)(void *ctx, uint32_t block, uint64_t of
 		 void *ctx, struct img_err *err);
 
 /* vhd_write.c: writing. */
-/* Finds where the file's content ends; refuses overlapping blocks. Writes nothing. */
-int vhd_prepare_write(struct img *l, struct img_err *err);
-/* Once, before the first write: rewrites a footer that is missing or differs. Mutex held. */
-int vhd_heal(struct img *l, struct img_err *err);
 int vhd_write(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len, struct img_err *err);
 int vhd_trim(struct img *l, uint64_t off, uint64_t len, struct img_err *err);
 /* Sets bits of a block's bitmap, on disk. Mutex held. */
 int vhd_bitmap_mark(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, bool always,
 		    struct img_err *err);
 int vhd_bat_set(struct img *l, uint32_t block, uint64_t off, struct img_err *err);
+void vhd_pending_free(struct vhd *v);
+
+/* vhd_space.c: what lies where. */
+/* Finds where the file's content ends; refuses overlapping blocks. Writes nothing. */
+int vhd_prepare_write(struct img *l, struct img_err *err);
+/* Once, before the first write: rewrites a footer that is missing or differs. Mutex held. */
+int vhd_heal(struct img *l, struct img_err *err);
 /* A place for one more block behind END (advanced); nothing is written. */
 int vhd_next_place(struct img *l, uint64_t *end, uint64_t *off, struct img_err *err);
 /* Where the footer stands when blocks reach up to END. */
 uint64_t vhd_footer_place(uint64_t end);
-void vhd_pending_free(struct vhd *v);
+/* Bytes that a locator's data may take. */
+uint64_t vhd_locator_room(const struct vhd_locator *loc);
+/* Whether no structure of the file, but the locator EXCEPT, lies in the range. */
+int vhd_space_free(struct img *l, uint64_t off, uint64_t len, int except, bool *yes,
+		   struct img_err *err);
+
+/* vhd_batmap.c */
+struct vhd_batmap {
+	bool present, encrypted;
+	uint64_t head_off, off, len; /* of the header; of the map, 0 when it is not in the file */
+	uint8_t head[SECTOR];
+};
+int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err);
 
 /* vhd_new.c */
 int vhd_create(struct img *l, const struct img_create *opts, struct img_err *err);

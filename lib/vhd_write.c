@@ -14,14 +14,11 @@
 #include "config.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "bitmap.h"
 #include "vhd.h"
-
-#define PAGE 4096u
 
 int vhd_bitmap_mark(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, bool always,
 		    struct img_err *err)
@@ -65,28 +62,6 @@ int vhd_bat_set(struct img *l, uint32_t block, uint64_t off, struct img_err *err
 	memcpy(buf, s, SECTOR);
 	be32_put(buf + at % SECTOR, (uint32_t)(off / SECTOR));
 	return vhd_meta_write(l, sector, buf, err);
-}
-
-/* Data on a 4 KiB boundary, the bitmap in the sectors before it (§12). */
-int vhd_next_place(struct img *l, uint64_t *end, uint64_t *off, struct img_err *err)
-{
-	struct vhd *v = l->state;
-	uint64_t data = u64_round_up(*end + v->bitmap_len, PAGE);
-
-	*off = data - v->bitmap_len;
-	if (*off / SECTOR >= VHD_BAT_FREE)
-		return img_err_set(err, IMG_CANTCREAT,
-				   "%s: full: a block at offset %" PRIu64
-				   " is beyond what a BAT entry can name; convert the disk to compact it",
-				   l->file.path, *off);
-	*end = data + v->block_size;
-	return 0;
-}
-
-/* The footer ends a 4 KiB unit, as Windows has it. */
-uint64_t vhd_footer_place(uint64_t end)
-{
-	return u64_round_up(end + VHD_FOOTER_LEN, PAGE) - VHD_FOOTER_LEN;
 }
 
 /* Every bit of a dynamic block says "written": its bytes are zeros until they are (§10). */
@@ -328,126 +303,5 @@ int vhd_trim(struct img *l, uint64_t off, uint64_t len, struct img_err *err)
 				      p.len, err);
 		done += p.len;
 	}
-	return rc;
-}
-
-/* Places of all blocks, to find the end of the file's content and overlaps. */
-struct places {
-	uint64_t *off;
-	uint32_t n;
-};
-
-static int add_place(void *ctx, uint32_t block, uint64_t off, struct img_err *err)
-{
-	struct places *p = ctx;
-
-	(void)block, (void)err;
-	p->off[p->n++] = off;
-	return 0;
-}
-
-static int cmp_u64(const void *a, const void *b)
-{
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-
-	return (x > y) - (x < y);
-}
-
-/* The end of all that is not a block: header, BAT with its padding, locators, batmap (§9, §13). */
-static uint64_t metadata_end(struct img *l)
-{
-	const struct vhd *v = l->state;
-	uint64_t bat_end = v->header.bat_off + u64_round_up((uint64_t)v->header.entries * 4, SECTOR);
-	uint64_t end = u64_max(v->footer.data_off + VHD_HEADER_LEN, bat_end), size = 0;
-	uint8_t buf[SECTOR];
-	size_t got;
-
-	(void)io_size(&l->file, &size, NULL);
-	for (int i = 0; i < VHD_LOCATORS; i++) {
-		const struct vhd_locator *loc = &v->header.loc[i];
-		/* Below 512 the reserved space counts sectors (§8.4). */
-		uint64_t space = loc->space < SECTOR ? (uint64_t)loc->space * SECTOR : loc->space;
-		uint64_t e = loc->off + u64_max(space, loc->len);
-
-		if (loc->code && loc->off < size && e <= size)
-			end = u64_max(end, e);
-	}
-	if (memcmp(v->footer.creator, "tap", 3) == 0 &&
-	    io_read_upto(&l->file, buf, SECTOR, bat_end, &got, NULL) == 0 && got == SECTOR &&
-	    memcmp(buf, "tdbatmap", 8) == 0) {
-		uint64_t e = be64_get(buf + 8) + (uint64_t)be32_get(buf + 16) * SECTOR;
-
-		end = u64_max(end, u64_max(bat_end + SECTOR, e <= size ? e : 0));
-	}
-	return end;
-}
-
-static int check_overlaps(struct img *l, struct places *p, struct img_err *err)
-{
-	const struct vhd *v = l->state;
-	uint64_t stride = (uint64_t)v->bitmap_len + v->block_size;
-
-	qsort(p->off, p->n, sizeof(p->off[0]), cmp_u64);
-	for (uint32_t i = 1; i < p->n; i++)
-		if (p->off[i] - p->off[i - 1] < stride)
-			return img_err_set(err, IMG_DATA, "%s: BAT: the blocks at offsets %" PRIu64
-					   " and %" PRIu64 " overlap; not opened for writing",
-					   l->file.path, p->off[i - 1], p->off[i]);
-	return 0;
-}
-
-/* Rewrites the footers that are missing or differ from the one that is believed (§14). */
-int vhd_heal(struct img *l, struct img_err *err)
-{
-	struct vhd *v = l->state;
-	uint8_t buf[VHD_FOOTER_LEN];
-	uint64_t size, place;
-	size_t got;
-
-	if (v->healed || l->building)
-		return 0;
-	if (io_size(&l->file, &size, err) < 0)
-		return -1;
-	place = size >= v->end + VHD_FOOTER_LEN && size % SECTOR == 0 ? size - VHD_FOOTER_LEN :
-									vhd_footer_place(v->end);
-	v->footer_off = place;
-	if (io_read_upto(&l->file, buf, sizeof(buf), place, &got, err) < 0)
-		return -1;
-	if (got != sizeof(buf) || memcmp(buf, v->footer_raw, sizeof(buf)) != 0) {
-		/* Junk that was no footer stays where it is: ours goes behind it. */
-		if (got == sizeof(buf) && !bytes_are_zero(buf, sizeof(buf)) &&
-		    memcmp(buf, "conectix", 8) != 0)
-			v->footer_off = place = vhd_footer_place(size);
-		if (io_write(&l->file, v->footer_raw, sizeof(buf), place, err) < 0 ||
-		    io_sync(&l->file, err) < 0)
-			return -1;
-	}
-	if (io_read(&l->file, buf, sizeof(buf), 0, err) < 0)
-		return -1;
-	if (memcmp(buf, v->footer_raw, sizeof(buf)) != 0 &&
-	    (io_write(&l->file, v->footer_raw, sizeof(buf), 0, err) < 0 || io_sync(&l->file, err) < 0))
-		return -1;
-	v->healed = true;
-	return 0;
-}
-
-int vhd_prepare_write(struct img *l, struct img_err *err)
-{
-	struct vhd *v = l->state;
-	struct places p = { 0 };
-	int rc;
-
-	if (l->info.type == IMG_FIXED)
-		return 0;
-	p.off = malloc(((size_t)v->blocks + 1) * sizeof(p.off[0]));
-	if (!p.off)
-		return img_err_errno(err, ENOMEM, "%s", l->file.path);
-	rc = vhd_bat_each(l, add_place, &p, err);
-	if (rc == 0)
-		rc = check_overlaps(l, &p, err);
-	v->end = metadata_end(l);
-	if (p.n)
-		v->end = u64_max(v->end, p.off[p.n - 1] + v->bitmap_len + v->block_size);
-	free(p.off);
 	return rc;
 }
