@@ -24,6 +24,7 @@ struct search {
 	const struct img_open *opts;
 	char *dir;	/* the child's real folder */
 	char *found;	/* real path of the one that fits */
+	struct stat st;	/* the file that was looked at under that path */
 	char tried[1400];
 	int code;	/* what to report when none fits */
 };
@@ -60,7 +61,29 @@ static bool allowed(const struct search *s, const char *real)
 	return ok;
 }
 
-/* Whether REAL is the parent that the child wants; *REAL_CODE is the code if it is not. */
+/*
+ * Between the look at a name and the open, somebody may have put a link in its place or in that of a
+ * folder on the way. So what counts is the file that was opened: it must be the one that
+ * stood under the resolved and allowed name, and stand there still.
+ */
+static int check_opened(const struct img *p, const char *real, const struct stat *want, struct img_err *err)
+{
+	struct stat st, now;
+
+	if (fstat(p->file.fd, &st) == 0 && lstat(real, &now) == 0 && S_ISREG(st.st_mode) &&
+	    strcmp(p->file.real, real) == 0 && st.st_dev == now.st_dev && st.st_ino == now.st_ino &&
+	    st.st_dev == want->st_dev && st.st_ino == want->st_ino)
+		return 0;
+	return img_err_set(err, IMG_DATA, "%s: replaced while it was opened", real);
+}
+
+/* Size is all the identity that a raw parent has. A child that has grown since remembers it. */
+static bool raw_size_fits(const struct img_info *child, uint64_t size)
+{
+	return size == child->size || size == child->original_size;
+}
+
+/* Whether REAL is the parent that the child wants. */
 static bool identity_fits(struct search *s, const char *real)
 {
 	static const uint8_t none[16];
@@ -75,8 +98,10 @@ static bool identity_fits(struct search *s, const char *real)
 		s->code = e.code == IMG_NOINPUT ? s->code : e.code;
 		return false;
 	}
-	if (raw) {
-		fits = p->info.size == ci->size;
+	if (check_opened(p, real, &s->st, &e) < 0) {
+		snprintf(why, sizeof(why), "replaced while it was looked at");
+	} else if (raw) {
+		fits = raw_size_fits(ci, p->info.size);
 		snprintf(why, sizeof(why), "raw parent of %" PRIu64 " bytes, the child has %" PRIu64,
 			 p->info.size, ci->size);
 	} else {
@@ -97,14 +122,13 @@ static bool identity_fits(struct search *s, const char *real)
 static bool try_path(struct search *s, const char *path)
 {
 	char *real = realpath(path, NULL), *dir, hint[512];
-	struct stat st;
 	bool ok = false;
 
 	if (!real) {
 		note(s, path, strerror(errno));
 		return false;
 	}
-	if (stat(real, &st) < 0 || !S_ISREG(st.st_mode)) {
+	if (lstat(real, &s->st) < 0 || !S_ISREG(s->st.st_mode)) {
 		note(s, path, "not a regular file");
 		s->code = IMG_DATA;
 	} else if (!allowed(s, real)) {
@@ -206,34 +230,61 @@ static int check_loop(const struct img_chain *c, const char *path, struct img_er
 	return 0;
 }
 
+/* Looks for the parent of the layer; S.found is its real path. */
+static int find_parent(struct search *s, struct img_err *err)
+{
+	struct img *l = s->child;
+	char **names = vhd_parent_candidates(l, err);
+	int rc = -1;
+
+	s->dir = io_dirname(l->file.real);
+	if (names && s->dir && search_candidates(s, names))
+		rc = 0;
+	else
+		img_err_set(err, s->code, "%s: its parent '%s' was not found or is not the one:%s",
+			    l->file.path, names && names[0] ? names[0] : "(unnamed)",
+			    s->tried[0] ? s->tried : " the child names none");
+	for (int i = 0; names && names[i]; i++)
+		free(names[i]);
+	free(names);
+	return rc;
+}
+
+/* The parent that the caller names for the leaf. */
+static int given_parent(struct search *s, const char *path, struct img_err *err)
+{
+	s->found = realpath(path, NULL);
+	if (!s->found)
+		return img_err_errno(err, errno, "%s", path);
+	if (lstat(s->found, &s->st) < 0)
+		return img_err_errno(err, errno, "%s", path);
+	if (!S_ISREG(s->st.st_mode))
+		return img_err_set(err, IMG_DATA, "%s: not a regular file", path);
+	return 0;
+}
+
 /* The parent of the last layer so far. */
 static int open_parent(struct img **out, struct img_chain *c, const struct img_open *opts,
 		       struct img_err *err)
 {
 	static const uint8_t none[16];
 	struct img *l = c->layer[c->n - 1];
+	bool given = opts->parent && c->n == 1, raw = memcmp(l->info.parent_uuid, none, 16) == 0;
 	struct search s = { .child = l, .opts = opts, .code = IMG_NOINPUT };
-	char **names = vhd_parent_candidates(l, err);
-	int rc = -1;
+	int rc = given ? given_parent(&s, opts->parent, err) : find_parent(&s, err);
 
 	*out = NULL;
-	s.dir = io_dirname(l->file.real);
-	if (!names || !s.dir)
-		goto out;
-	if (!search_candidates(&s, names)) {
-		img_err_set(err, s.code, "%s: its parent '%s' was not found or is not the one:%s",
-			    l->file.path, names[0] ? names[0] : "(unnamed)",
-			    s.tried[0] ? s.tried : " the child names none");
-		goto out;
+	if (rc == 0)
+		rc = check_loop(c, s.found, err);
+	if (rc == 0)
+		rc = img_layer_open(out, s.found, opts->merge && c->n == 1,
+				    opts->unlocked || opts->parents_unlocked,
+				    given ? RAW_MAYBE : raw ? RAW_ALWAYS : RAW_NEVER, err);
+	if (rc == 0 && check_opened(*out, s.found, &s.st, err) < 0) {
+		img_layer_close(*out);
+		*out = NULL;
+		rc = -1;
 	}
-	if (check_loop(c, s.found, err) < 0)
-		goto out;
-	rc = img_layer_open(out, s.found, opts->merge && c->n == 1, opts->unlocked,
-			    memcmp(l->info.parent_uuid, none, 16) == 0 ? RAW_ALWAYS : RAW_NEVER, err);
-out:
-	for (int i = 0; names && names[i]; i++)
-		free(names[i]);
-	free(names);
 	free(s.dir);
 	free(s.found);
 	return rc;

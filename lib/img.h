@@ -26,6 +26,7 @@ struct img_info {
 	enum img_type type;
 	const char *format;	 /* "vhd" or "raw" */
 	uint64_t size;		 /* virtual size */
+	uint64_t original_size;	 /* at creation; a raw parent may still have it */
 	uint64_t file_size;
 	uint64_t allocated;	 /* bytes of the file system's blocks */
 	uint32_t block_size;	 /* 0: no blocks */
@@ -60,6 +61,8 @@ struct img_open {
 	const char *const *parent_dirs;
 	size_t nparent_dirs;
 	bool merge;		/* layer 1 writable as well; only for img_merge() */
+	const char *parent;	/* layer 1, whatever the leaf names, unchecked: for img_reparent() */
+	bool parents_unlocked;	/* somebody else holds their locks */
 };
 
 int img_open(struct img_chain **out, const char *path, const struct img_open *opts,
@@ -196,5 +199,23 @@ void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR]);
 /* The sum of a whole chain. PROGRESS as for img_merge(). */
 int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
 		  void *ctx, char out[IMG_SUM_STR], struct img_err *err);
+
+/*
+ * The link of CHILD to its parent, written anew. Refused when PARENT is not the one that CHILD
+ * names (UUID and size; a raw parent's size), unless FORCE: then its UUID is taken over; loops and
+ * chains that are too deep always. OPTS says where PARENT's own parents may lie; with .unlocked
+ * the caller holds the locks of PARENT and all below. Crash-safe: old or new.
+ */
+struct img_reparent_plan {
+	bool changes;		/* false: all is as it should be already */
+	bool other;		/* not the parent that CHILD named */
+	char why[256];		/* … and why not */
+	uint8_t old_uuid[16], new_uuid[16]; /* all zero: a raw parent */
+};
+int img_reparent(const char *child, const char *parent, const struct img_open *opts, bool force,
+		 struct img_err *err);
+/* Only looks. */
+int img_reparent_plan(const char *child, const char *parent, const struct img_open *opts, bool force,
+		      struct img_reparent_plan *plan, struct img_err *err);
 
 #endif

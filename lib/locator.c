@@ -216,3 +216,14 @@ out:
 	free(real);
 	return rc;
 }
+
+char *vhd_parent_url(const char *child, const char *parent)
+{
+	char *dir = io_dirname(child), *way = dir ? relative_path(dir, parent) : NULL, *url = NULL;
+
+	if (way && asprintf(&url, "file://%s", way) < 0)
+		url = NULL;
+	free(way);
+	free(dir);
+	return url;
+}

@@ -222,6 +222,7 @@ static void fill_info(struct img *l, const struct vhd *v)
 {
 	struct img_info *i = &l->info;
 
+	i->original_size = v->footer.original_size;
 	i->has_uuid = true;
 	memcpy(i->uuid, v->footer.uuid, 16);
 	for (int n = 0; n < 4 && v->footer.creator[n] >= ' ' && v->footer.creator[n] < 127; n++)

@@ -114,3 +114,6 @@ int vhd_parent_names(const char *child, const char *parent, uint8_t **rel, size_
 		     struct img_err *err);
 
 #endif
+/* The relative name as XenServer writes it in a MacX locator: file://./name. malloc'd. */
+char *vhd_parent_url(const char *child, const char *parent);
+
