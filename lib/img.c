@@ -301,7 +301,7 @@ int img_read(struct img_chain *c, void *buf, uint64_t off, uint64_t len, struct 
 struct img_new {
 	struct io_new file;
 	struct img_chain chain;
-	bool force;
+	bool force, named;
 };
 
 static int check_create(const char *path, const struct img_create *o, struct img_err *err)
@@ -342,8 +342,15 @@ static int check_unused(const char *path, struct img_err *err)
 	return rc;
 }
 
-int img_create_begin(struct img_new **out, const char *path, const struct img_create *opts,
-		     struct img_err *err)
+static int create_file(struct io_new *n, struct io_file *f, const char *path,
+		       const struct img_create *opts, bool reopen, struct img_err *err)
+{
+	return opts->partial ? io_create_as(n, f, path, opts->partial, reopen, err)
+			     : io_create(n, f, path, opts->force, err);
+}
+
+static int new_begin(struct img_new **out, const char *path, const struct img_create *opts,
+		     bool reopen, struct img_err *err)
 {
 	struct img_new *n;
 	struct img *l;
@@ -353,24 +360,51 @@ int img_create_begin(struct img_new **out, const char *path, const struct img_cr
 		return -1;
 	n = calloc(1, sizeof(*n));
 	l = layer_new(err);
-	if (!n || !l || io_create(&n->file, &l->file, path, opts->force, err) < 0) {
+	if (!n || !l || create_file(&n->file, &l->file, path, opts, reopen, err) < 0) {
 		free(n);
 		img_layer_close(l);
 		return -1;
 	}
 	n->force = opts->force;
+	n->named = opts->partial;
 	n->chain.layer[0] = l;
 	n->chain.n = 1;
 	n->chain.size = opts->size;
 	l->building = true;
 	l->ops = opts->type == IMG_RAW ? &raw_ops : &vhd_ops;
 	l->info.format = l->ops->name;
-	if (l->ops->create(l, opts, err) < 0) {
-		img_create_abort(n);
-		return -1;
-	}
 	*out = n;
 	return 0;
+}
+
+int img_create_begin(struct img_new **out, const char *path, const struct img_create *opts,
+		     struct img_err *err)
+{
+	struct img *l;
+
+	if (new_begin(out, path, opts, false, err) < 0)
+		return -1;
+	l = (*out)->chain.layer[0];
+	if (l->ops->create(l, opts, err) == 0)
+		return 0;
+	img_create_abort(*out);
+	*out = NULL;
+	return -1;
+}
+
+int img_create_resume(struct img_new **out, const char *path, const struct img_create *opts,
+		      uint64_t off, uint64_t end, struct img_err *err)
+{
+	struct img *l;
+
+	if (new_begin(out, path, opts, true, err) < 0)
+		return -1;
+	l = (*out)->chain.layer[0];
+	if (l->ops->recreate(l, opts, off, end, err) == 0)
+		return 0;
+	img_create_keep(*out);
+	*out = NULL;
+	return -1;
 }
 
 struct img_chain *img_new_chain(struct img_new *n)
@@ -378,12 +412,53 @@ struct img_chain *img_new_chain(struct img_new *n)
 	return &n->chain;
 }
 
+/* The mode that a file has which was not secret while it grew. */
+static int open_up(struct io_file *f, struct img_err *err)
+{
+	mode_t mask = umask(0);
+
+	umask(mask);
+	if (fchmod(f->fd, 0666 & ~mask) < 0)
+		return img_err_errno(err, errno, "%s: cannot set the mode", f->path);
+	return 0;
+}
+
+int img_create_complete(struct img_new *n, struct img_err *err)
+{
+	return n->chain.layer[0]->ops->finish(n->chain.layer[0], err);
+}
+
 int img_create_finish(struct img_new *n, struct img_err *err)
 {
-	int rc = io_publish(&n->file, n->force, err);
+	struct img *l = n->chain.layer[0];
+	int rc = img_create_complete(n, err);
 
-	img_create_abort(n);
+	if (rc == 0 && n->named)
+		rc = open_up(&l->file, err);
+	if (rc == 0)
+		rc = io_publish(&n->file, n->force, err);
+	if (n->named)
+		img_create_keep(n);
+	else
+		img_create_abort(n);
 	return rc;
+}
+
+int img_create_settle(struct img_new *n, uint64_t *end, struct img_err *err)
+{
+	return n->chain.layer[0]->ops->settle(n->chain.layer[0], end, err);
+}
+
+int img_create_sync(struct img_new *n, struct img_err *err)
+{
+	return io_sync(&n->chain.layer[0]->file, err);
+}
+
+void img_create_keep(struct img_new *n)
+{
+	if (n)
+		io_keep(&n->file);
+	img_create_abort(n);
 }
 
 void img_create_abort(struct img_new *n)

@@ -136,6 +136,7 @@ struct img_create {
 	const uint8_t *uuid;	/* NULL: a new random one */
 	const char *creator;	/* 4 letters; NULL: "win " (vhd-format §3) */
 	bool force;		/* replace an existing file */
+	const char *partial;	/* its name, with mode 0600, until it is finished; NULL: a random one */
 	/* differencing only */
 	const char *parent_path; /* recorded in the locators */
 	const uint8_t *parent_uuid; /* all zero: raw parent */
@@ -153,8 +154,21 @@ struct img_new;
 int img_create_begin(struct img_new **out, const char *path, const struct img_create *opts,
 		     struct img_err *err);
 struct img_chain *img_new_chain(struct img_new *n);
+/* The file is what it will be, and can be opened to be looked at; nothing is written any more. */
+int img_create_complete(struct img_new *n, struct img_err *err);
 int img_create_finish(struct img_new *n, struct img_err *err);
 void img_create_abort(struct img_new *n);
+/*
+ * A new image that can be gone on with after an interruption: it has a .partial name and was filled in
+ * ascending order. Settle writes what is held in memory and tells END; after a sync, OFF (the end of what was
+ * written) and END are all that img_create_resume() needs to forget whatever came later.
+ * img_create_keep() closes it and leaves the file. The sync may run beside later writes.
+ */
+int img_create_settle(struct img_new *n, uint64_t *end, struct img_err *err);
+int img_create_sync(struct img_new *n, struct img_err *err);
+void img_create_keep(struct img_new *n);
+int img_create_resume(struct img_new **out, const char *path, const struct img_create *opts,
+		      uint64_t off, uint64_t end, struct img_err *err);
 
 /* An empty differencing child of PARENT (which must open as a chain under OPTS). */
 int img_snapshot(const char *parent, const char *child, const struct img_open *opts, bool force,

@@ -45,6 +45,12 @@ struct img_ops {
 	int (*trim)(struct img *l, uint64_t off, uint64_t len, struct img_err *err);
 	/* Writes an empty image of these options into the empty file of L. */
 	int (*create)(struct img *l, const struct img_create *opts, struct img_err *err);
+	/* Takes up the file of L where it was at OFF and END; settle() writes what it holds and
+	 * tells END, finish() makes it a whole image. All three only while building. */
+	int (*recreate)(struct img *l, const struct img_create *opts, uint64_t off, uint64_t end,
+			struct img_err *err);
+	int (*settle)(struct img *l, uint64_t *end, struct img_err *err);
+	int (*finish)(struct img *l, struct img_err *err);
 	/*
 	 * Absorbing a child, in this order (merge.c): absorb_begin once; absorb_place for each
 	 * run of the child, ascending: where LEN' <= LEN bytes of the disk have their place in the

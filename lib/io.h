@@ -102,7 +102,13 @@ struct io_new {
 };
 int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
 	      struct img_err *err);
+/* The same under a temporary name of the caller's choice and with mode 0600; REOPEN: it is there, and is
+ * gone on with. */
+int io_create_as(struct io_new *n, struct io_file *f, const char *path, const char *tmp,
+		 bool reopen, struct img_err *err);
 int io_publish(struct io_new *n, bool force, struct img_err *err);
+/* What was not published stays under its temporary name. */
+void io_keep(struct io_new *n);
 void io_discard(struct io_new *n);
 
 /* Durable changes of names. */

@@ -69,29 +69,18 @@ static int exists_error(const char *path, struct img_err *err)
 			   "%s: exists; nothing is overwritten without --force", path);
 }
 
-int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
-	      struct img_err *err)
+/* FLAGS and MODE for open(2). Owns TMP. */
+static int create_as(struct io_new *n, struct io_file *f, const char *path, char *tmp, int flags,
+		     mode_t mode, struct img_err *err)
 {
-	struct stat st;
-
-	io_init(f);
-	n->file = f;
-	n->tmp = NULL;
-	n->final = strdup(path);
-	if (!n->final)
-		return img_err_errno(err, ENOMEM, "%s", path);
-	if (lstat(path, &st) == 0 && !force) {
-		exists_error(path, err);
-		goto fail;
-	}
-	n->tmp = temporary_name(path);
+	n->tmp = tmp;
 	f->path = strdup(path);
 	f->writable = true;
 	if (!n->tmp || !f->path) {
 		img_err_errno(err, ENOMEM, "%s", path);
 		goto fail;
 	}
-	f->fd = open(n->tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+	f->fd = open(n->tmp, O_RDWR | O_CLOEXEC | O_NOFOLLOW | flags, mode);
 	if (f->fd < 0) {
 		int errnum = errno;
 
@@ -109,6 +98,45 @@ fail:
 	io_discard(n);
 	io_close(f);
 	return -1;
+}
+
+static int create_begin(struct io_new *n, struct io_file *f, const char *path, struct img_err *err)
+{
+	io_init(f);
+	n->file = f;
+	n->tmp = NULL;
+	n->final = strdup(path);
+	return n->final ? 0 : img_err_errno(err, ENOMEM, "%s", path);
+}
+
+int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
+	      struct img_err *err)
+{
+	struct stat st;
+
+	if (create_begin(n, f, path, err) < 0)
+		return -1;
+	if (lstat(path, &st) == 0 && !force) {
+		exists_error(path, err);
+		io_discard(n);
+		io_close(f);
+		return -1;
+	}
+	return create_as(n, f, path, temporary_name(path), O_CREAT | O_EXCL, 0666, err);
+}
+
+int io_create_as(struct io_new *n, struct io_file *f, const char *path, const char *tmp,
+		 bool reopen, struct img_err *err)
+{
+	if (create_begin(n, f, path, err) < 0)
+		return -1;
+	return create_as(n, f, path, strdup(tmp), reopen ? 0 : O_CREAT | O_EXCL, 0600, err);
+}
+
+void io_keep(struct io_new *n)
+{
+	free(n->tmp);
+	n->tmp = NULL;
 }
 
 static int rename_new(const char *from, const char *to, bool force)

@@ -54,6 +54,29 @@ static int raw_create(struct img *l, const struct img_create *opts, struct img_e
 	return io_truncate(&l->file, opts->size, err);
 }
 
+static int raw_recreate(struct img *l, const struct img_create *opts, uint64_t off, uint64_t end,
+			struct img_err *err)
+{
+	(void)end;
+	l->info.type = IMG_RAW;
+	l->info.size = opts->size;
+	return io_truncate(&l->file, off, err) < 0 ? -1 : io_truncate(&l->file, opts->size, err);
+}
+
+static int raw_settle(struct img *l, uint64_t *end, struct img_err *err)
+{
+	(void)err;
+	if (end)
+		*end = l->info.size;
+	return 0;
+}
+
+static int raw_finish(struct img *l, struct img_err *err)
+{
+	(void)l, (void)err;
+	return 0;
+}
+
 static int raw_absorb_begin(struct img *l, struct img_err *err)
 {
 	(void)l, (void)err;
@@ -103,6 +126,9 @@ const struct img_ops raw_ops = {
 	.write = raw_write,
 	.trim = raw_trim,
 	.create = raw_create,
+	.recreate = raw_recreate,
+	.settle = raw_settle,
+	.finish = raw_finish,
 	.absorb_begin = raw_absorb_begin,
 	.absorb_place = raw_absorb_place,
 	.absorb_extend = raw_absorb_extend,

@@ -249,6 +249,7 @@ static void vhd_close(struct img *l)
 		return;
 	vhd_absorb_end(l);
 	vhd_pending_free(v);
+	vhd_build_end(v);
 	free(v->cache);
 	free(v->parent_name);
 	free(v);
@@ -522,6 +523,9 @@ const struct img_ops vhd_ops = {
 	.write = vhd_write,
 	.trim = vhd_trim,
 	.create = vhd_create,
+	.recreate = vhd_recreate,
+	.settle = vhd_build_settle,
+	.finish = vhd_build_finish,
 	.absorb_begin = vhd_absorb_begin,
 	.absorb_place = vhd_absorb_place,
 	.absorb_extend = vhd_absorb_extend,

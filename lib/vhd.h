@@ -25,6 +25,7 @@ struct vhd_pending {
 };
 
 struct vhd_absorb;
+struct vhd_build;
 
 struct vhd {
 	struct vhd_footer footer;
@@ -41,6 +42,7 @@ struct vhd {
 	bool healed;	      /* both footers are what they should be */
 	struct vhd_pending *pending;
 	struct vhd_absorb *absorb;
+	struct vhd_build *build; /* not published yet, and not fixed */
 };
 
 /* vhd.c: reading. All want the mutex held. */
@@ -91,6 +93,22 @@ int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err);
 /* vhd_new.c */
 int vhd_create(struct img *l, const struct img_create *opts, struct img_err *err);
 
+/* The same for a file that was begun by vhd_create() with the same options: what lies at OFF or behind it is
+ * forgotten; END is what vhd_build_settle() told at OFF. */
+int vhd_recreate(struct img *l, const struct img_create *opts, uint64_t off, uint64_t end,
+		 struct img_err *err);
+
+/* vhd_build.c: filling a new file; not for fixed disks. */
+int vhd_build_begin(struct img *l, struct img_err *err);
+void vhd_build_end(struct vhd *v);
+int vhd_build_write(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len,
+		    struct img_err *err);
+/* Writes what is held. *END (may be NULL): where the next block goes. */
+int vhd_build_settle(struct img *l, uint64_t *end, struct img_err *err);
+/* The same, and the footer at the end. */
+int vhd_build_finish(struct img *l, struct img_err *err);
+int vhd_build_resume(struct img *l, uint64_t off, uint64_t end, struct img_err *err);
+
 /* vhd_absorb.c: the parent's side of a merge. */
 int vhd_absorb_begin(struct img *l, struct img_err *err);
 int vhd_absorb_place(struct img *l, uint64_t off, uint64_t len, uint64_t *file_off,
@@ -112,6 +130,9 @@ char **vhd_parent_candidates(struct img *l, struct img_err *err);
 int vhd_parent_names(const char *child, const char *parent, uint8_t **rel, size_t *rel_len,
 		     uint8_t **abs, size_t *abs_len, uint8_t name[VHD_NAME_UNITS * 2],
 		     struct img_err *err);
+
+/* The relative name as XenServer writes it in a MacX locator: file://./name. malloc'd. */
+char *vhd_parent_url(const char *child, const char *parent);
 
 #endif
 /* The relative name as XenServer writes it in a MacX locator: file://./name. malloc'd. */

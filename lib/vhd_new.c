@@ -100,20 +100,21 @@ static int create_sparse(struct img *l, const struct img_create *o, struct img_e
 	end = v->header.bat_off + u64_round_up((uint64_t)v->blocks * 4, SECTOR);
 	if (o->type == IMG_DIFFERENCING && write_locators(l, o, &end, err) < 0)
 		return -1;
-	/* BAT padding and locators together fill whole pages. */
+	/* BAT padding and locators together fill whole pages. The end footer comes last. */
 	v->end = u64_round_up(end, SECTOR);
-	v->footer_off = vhd_footer_place(v->end);
 	vhd_header_encode(&v->header, header);
 	if (io_write(&l->file, v->footer_raw, VHD_FOOTER_LEN, 0, err) < 0 ||
-	    io_write(&l->file, header, sizeof(header), HEADER_OFF, err) < 0 ||
-	    write_bat(l, err) < 0 ||
-	    io_write(&l->file, v->footer_raw, VHD_FOOTER_LEN, v->footer_off, err) < 0)
+	    io_write(&l->file, header, sizeof(header), HEADER_OFF, err) < 0 || write_bat(l, err) < 0)
 		return -1;
-	v->cache = malloc(sizeof(*v->cache));
-	if (!v->cache)
-		return img_err_errno(err, ENOMEM, "%s", l->file.path);
-	memset(v->cache->tag, 0xff, sizeof(v->cache->tag));
-	return 0;
+	return vhd_build_begin(l, err);
+}
+
+static void fill_info(struct img *l, const struct vhd *v, const struct img_create *o)
+{
+	l->info.type = o->type;
+	l->info.size = o->size;
+	l->info.has_uuid = true;
+	memcpy(l->info.uuid, v->footer.uuid, 16);
 }
 
 int vhd_create(struct img *l, const struct img_create *o, struct img_err *err)
@@ -125,12 +126,53 @@ int vhd_create(struct img *l, const struct img_create *o, struct img_err *err)
 	l->state = v;
 	fill_footer(&v->footer, o);
 	vhd_footer_encode(&v->footer, v->footer_raw);
-	l->info.type = o->type;
-	l->info.size = o->size;
-	l->info.has_uuid = true;
-	memcpy(l->info.uuid, v->footer.uuid, 16);
+	fill_info(l, v, o);
 	if (o->type != IMG_FIXED)
 		return create_sparse(l, o, err);
 	v->footer_off = o->size;
+	return io_write(&l->file, v->footer_raw, VHD_FOOTER_LEN, o->size, err);
+}
+
+/* Is the file, so far, the one that these options make? Fills in what vhd_create() would. */
+static int reopen_sparse(struct img *l, const struct img_create *o, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint8_t header[VHD_HEADER_LEN];
+
+	if (io_read(&l->file, header, sizeof(header), HEADER_OFF, err) < 0)
+		return -1;
+	if (vhd_header_decode(header, &v->header) != VHD_OK ||
+	    v->header.block_size != (o->block_size ? o->block_size : 2u << 20) ||
+	    v->header.bat_off != HEADER_OFF + VHD_HEADER_LEN ||
+	    v->header.entries != (o->size + v->header.block_size - 1) / v->header.block_size)
+		return img_err_set(err, IMG_DATA, "%s: the header is not the one that was begun",
+				   l->file.path);
+	v->block_size = v->header.block_size;
+	v->bitmap_len = vhd_bitmap_len(v->block_size);
+	v->blocks = v->header.entries;
+	return vhd_build_begin(l, err);
+}
+
+int vhd_recreate(struct img *l, const struct img_create *o, uint64_t off, uint64_t end,
+		 struct img_err *err)
+{
+	struct vhd *v = calloc(1, sizeof(*v));
+	uint64_t at = o->type == IMG_FIXED ? o->size : 0;
+
+	if (!v)
+		return img_err_errno(err, ENOMEM, "%s", l->file.path);
+	l->state = v;
+	if (io_read(&l->file, v->footer_raw, VHD_FOOTER_LEN, at, err) < 0)
+		return -1;
+	if (vhd_footer_decode(v->footer_raw, &v->footer) != VHD_OK || v->footer.size != o->size ||
+	    memcmp(v->footer.uuid, o->uuid, 16) != 0)
+		return img_err_set(err, IMG_DATA, "%s: the footer is not the one that was begun",
+				   l->file.path);
+	fill_info(l, v, o);
+	if (o->type != IMG_FIXED)
+		return reopen_sparse(l, o, err) < 0 ? -1 : vhd_build_resume(l, off, end, err);
+	v->footer_off = o->size;
+	if (io_truncate(&l->file, off, err) < 0)
+		return -1;
 	return io_write(&l->file, v->footer_raw, VHD_FOOTER_LEN, o->size, err);
 }

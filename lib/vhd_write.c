@@ -259,7 +259,7 @@ static int write_some(struct img *l, const uint8_t *buf, uint64_t off, uint64_t 
 	}
 	if (!sync)
 		return 0;
-	if (!l->building && io_sync(&l->file, err) < 0)
+	if (io_sync(&l->file, err) < 0)
 		return -1;
 	for (int i = 0; i < n; i++)
 		if (pieces[i].entry && !pieces[i].shown && show_piece(l, &pieces[i], err) < 0)
@@ -273,6 +273,8 @@ int vhd_write(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len, str
 
 	if (l->info.type == IMG_FIXED)
 		return buf ? io_write(&l->file, buf, len, off, err) : io_zero(&l->file, off, len, err);
+	if (((struct vhd *)l->state)->build)
+		return vhd_build_write(l, buf, off, len, err);
 	while (done < len)
 		if (write_some(l, buf, off, len, &done, err) < 0)
 			return -1;

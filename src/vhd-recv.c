@@ -349,7 +349,7 @@ static int finish(struct recv *r, struct img_err *err)
 {
 	struct img_new *new = r->new;
 
-	if (r->readback && verify(r, err))
+	if (r->readback && (img_create_complete(new, err) || verify(r, err)))
 		return -1;
 	r->new = NULL;
 	return img_create_finish(new, err);
