@@ -43,7 +43,7 @@ struct job {
 #define IMAGE "image.vhd"
 #define PARENT "parent.vhd"
 
-static void seal_header(uint8_t *buf, size_t len, uint64_t off)
+FUZZ_UNCOUNTED static void seal_header(uint8_t *buf, size_t len, uint64_t off)
 {
 	uint32_t sum = 0;
 
@@ -146,16 +146,19 @@ static bool take_view(struct img_chain *c, struct view *v, struct img_err *err)
 /* What the view should be after a write of BUF (NULL: zeros). */
 static void change_view(struct view *v, uint64_t off, uint32_t len, const uint8_t *buf)
 {
-	for (unsigned i = 0; i < SPOTS; i++)
-		for (uint32_t n = 0; n < v->len[i]; n++) {
-			uint64_t at = v->off[i] + n;
+	for (unsigned i = 0; i < SPOTS; i++) {
+		uint64_t from = u64_max(off, v->off[i]), to = u64_min(off + len, v->off[i] + v->len[i]);
 
-			if (at >= off && at < off + len)
-				v->buf[i][n] = buf ? buf[at - off] : 0;
-		}
+		if (from >= to)
+			continue;
+		if (buf)
+			memcpy(v->buf[i] + (from - v->off[i]), buf + (from - off), to - from);
+		else
+			memset(v->buf[i] + (from - v->off[i]), 0, to - from);
+	}
 }
 
-static void same_view(struct img_chain *c, const struct view *want, const char *after)
+FUZZ_UNCOUNTED static void same_view(struct img_chain *c, const struct view *want, const char *after)
 {
 	static struct view now;
 	struct img_err err = { 0 };
