@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 
 #include "img_impl.h"
+#include "undo.h"
 #include "vhd.h"
 
 /* What was tried and why not, for the message when nothing fits. */
@@ -92,7 +93,11 @@ static bool identity_fits(struct search *s, const char *real)
 	char want[IMG_UUID_STR], got[IMG_UUID_STR], why[512];
 	struct img_err e = { 0 };
 	struct img *p;
+	bool done;
 
+	/* A change that was cut short must not hide whose file it is. */
+	if (!s->opts->unlocked && !s->opts->parents_unlocked)
+		(void)undo_settle(real, &done, NULL);
 	if (img_layer_open(&p, real, false, true, raw ? RAW_ALWAYS : RAW_NEVER, &e) < 0) {
 		note(s, real, e.msg);
 		s->code = e.code == IMG_NOINPUT ? s->code : e.code;
