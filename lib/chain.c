@@ -206,20 +206,6 @@ static bool search_candidates(struct search *s, char *const *names)
 	return false;
 }
 
-/* A half-merged parent opens through the child that is being merged into it, through nobody else. */
-static int check_marker(struct img *l, const struct img *child, struct img_err *err)
-{
-	struct img_marker m;
-
-	if (img_marker_read(l->file.real, &m, err) < 0)
-		return -1;
-	if (!m.present || (child && memcmp(child->info.uuid, m.child_uuid, 16) == 0))
-		return 0;
-	return img_err_set(err, IMG_AGAIN,
-			   "%s: half merged: neither the old disk nor the new one; finish it with: vhd-merge %s",
-			   l->file.path, m.child);
-}
-
 /* Before the parent is locked: a loop would meet our own lock and not be told from somebody else's. */
 static int check_loop(const struct img_chain *c, const char *path, struct img_err *err)
 {
@@ -232,6 +218,27 @@ static int check_loop(const struct img_chain *c, const char *path, struct img_er
 		    st.st_ino == want.st_ino)
 			return img_err_set(err, IMG_DATA, "%s: loop: it is its own ancestor, through %s",
 					   path, c->layer[c->n - 1]->file.path);
+	return 0;
+}
+
+/* Whether the parent at PATH is one that a merge writes to: the target, or a layer above it. */
+static int merge_wants(struct img_chain *c, const char *path, const struct img_open *opts,
+		       bool *writable, struct img_err *err)
+{
+	struct stat want, st;
+
+	*writable = false;
+	if (!opts->merge || c->merge_to)
+		return 0;
+	*writable = opts->writable;
+	if (!opts->merge_to) {
+		c->merge_to = 1;
+		return 0;
+	}
+	if (stat(opts->merge_to, &want) < 0)
+		return img_err_errno(err, errno, "%s", opts->merge_to);
+	if (stat(path, &st) == 0 && st.st_dev == want.st_dev && st.st_ino == want.st_ino)
+		c->merge_to = c->n;
 	return 0;
 }
 
@@ -276,13 +283,16 @@ static int open_parent(struct img **out, struct img_chain *c, const struct img_o
 	struct img *l = c->layer[c->n - 1];
 	bool given = opts->parent && c->n == 1, raw = memcmp(l->info.parent_uuid, none, 16) == 0;
 	struct search s = { .child = l, .opts = opts, .code = IMG_NOINPUT };
+	bool writable = false;
 	int rc = given ? given_parent(&s, opts->parent, err) : find_parent(&s, err);
 
 	*out = NULL;
 	if (rc == 0)
 		rc = check_loop(c, s.found, err);
 	if (rc == 0)
-		rc = img_layer_open(out, s.found, opts->merge && c->n == 1,
+		rc = merge_wants(c, s.found, opts, &writable, err);
+	if (rc == 0)
+		rc = img_layer_open(out, s.found, writable,
 				    opts->unlocked || opts->parents_unlocked,
 				    given ? RAW_MAYBE : raw ? RAW_ALWAYS : RAW_NEVER, err);
 	if (rc == 0 && check_opened(*out, s.found, &s.st, err) < 0) {
@@ -300,7 +310,7 @@ static int check_new_layer(struct img_chain *c, struct img *l, struct img_err *e
 	if (c->n == IMG_MAX_LAYERS)
 		return img_err_set(err, IMG_DATA, "%s: the chain has more than %d layers",
 				   c->layer[0]->file.path, IMG_MAX_LAYERS);
-	if (check_marker(l, c->n ? c->layer[c->n - 1] : NULL, err) < 0)
+	if (img_marker_check(l, c->n ? c->layer[c->n - 1] : NULL, err) < 0)
 		return -1;
 	if (c->n && l->info.size != c->layer[c->n - 1]->info.size)
 		img_warn(l, "%" PRIu64 " bytes, but its child %s has %" PRIu64, l->info.size,
@@ -323,8 +333,11 @@ static int add_layers(struct img_chain *c, struct img *l, const struct img_open 
 		/* Damage is found now, not in the middle of a copy or a merge. */
 		if (!opts->single && l->ops->check(l, err) < 0)
 			return -1;
-		if (!opts->single && l->info.has_parent && open_parent(&parent, c, opts, err) < 0)
-			return -1;
+		if (!opts->single && l->info.has_parent && open_parent(&parent, c, opts, err) < 0) {
+			if (!opts->partial || !err || err->code != IMG_NOINPUT)
+				return -1;
+			img_err_clear(err);
+		}
 		l = parent;
 	}
 	return 0;
@@ -342,6 +355,11 @@ int img_open(struct img_chain **out, const char *path, const struct img_open *op
 		return img_err_errno(err, ENOMEM, "%s", path);
 	if (img_layer_open(&leaf, path, opts->writable, opts->unlocked, raw, err) < 0 ||
 	    add_layers(c, leaf, opts, err) < 0) {
+		img_close(c);
+		return -1;
+	}
+	if (opts->merge && opts->merge_to && !c->merge_to && !opts->partial) {
+		img_err_set(err, IMG_DATA, "%s: is not an ancestor of %s", opts->merge_to, path);
 		img_close(c);
 		return -1;
 	}

@@ -60,7 +60,9 @@ struct img_open {
 	bool parent_anywhere;
 	const char *const *parent_dirs;
 	size_t nparent_dirs;
-	bool merge;		/* layer 1 writable as well; only for img_merge() */
+	bool merge;		/* for img_merge(): the layers down to its target writable as well */
+	const char *merge_to;	/* the target's path; NULL: the parent of the leaf */
+	bool partial;		/* a parent that is missing ends the chain: to look, or to clean up */
 	const char *parent;	/* layer 1, whatever the leaf names, unchecked: for img_reparent() */
 	bool parents_unlocked;	/* somebody else holds their locks */
 };
@@ -185,20 +187,45 @@ int img_push(struct img_chain *c, struct img *layer, struct img_err *err);
 void img_push_cancel(struct img *layer);
 
 /*
- * Folds layer 0 into layer 1, in place. The chain was opened with .writable and .merge. Crash-safe and
- * re-runnable: HACKING.md gives the order and the argument. PROGRESS (may be NULL) is told
- * bytes done and planned, and returns non-zero to stop (IMG_AGAIN, the same call finishes).
+ * Folds all layers above a target into it, in place. The chain was opened with .writable and .merge (to plan,
+ * .merge alone will do). Crash-safe and re-runnable: HACKING.md gives the order and the argument.
  */
+struct img_merge {
+	const struct img_open *open; /* its folders are searched for other children */
+	bool del;		/* the merged files go; children of the leaf become the target's */
+	/* Bytes done and planned; non-zero stops (IMG_AGAIN, the same call finishes). NULL: nobody asks. */
+	int (*progress)(void *ctx, uint64_t done, uint64_t planned);
+	void *ctx;
+};
 struct img_merge_stats {
 	uint64_t bytes;	      /* data moved */
-	uint64_t new_blocks;  /* allocated in the parent */
-	uint64_t growth;      /* bytes the parent's file grew, an upper bound before the merge */
-	uint64_t space_free;  /* on the parent's file system */
+	uint64_t new_blocks;  /* allocated in the target */
+	uint64_t growth;      /* bytes the target's file grew, an upper bound before the merge */
+	uint64_t space_free;  /* on the target's file system */
+	unsigned layers;      /* merged into the target */
+	unsigned reparented;  /* children of the leaf that were, or will be, given a new parent */
 };
-/* Only looks: what a merge would do, and every reason why it cannot. */
-int img_merge_plan(struct img_chain *c, struct img_merge_stats *stats, struct img_err *err);
-int img_merge(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
-	      void *ctx, struct img_merge_stats *stats, struct img_err *err);
+/* Only looks: what a merge would do, and every reason why it cannot, in one message. */
+int img_merge_plan(struct img_chain *c, const struct img_merge *opts, struct img_merge_stats *stats,
+		   struct img_err *err);
+int img_merge(struct img_chain *c, const struct img_merge *opts, struct img_merge_stats *stats,
+	      struct img_err *err);
+/* The layer that is merged into: the last one that .merge made writable. */
+unsigned img_merge_target(const struct img_chain *c);
+/*
+ * After a merge with .del that was cut short while it removed files, so that LEAF is gone or its chain does not open any more: removes what is
+ * left of it. TARGET may be NULL: the disk beside LEAF that says it was merged from it. *DONE tells whether there was such a
+ * merge; then *INTO is the target's path, malloc'd.
+ */
+int img_merge_clean_up(const char *leaf, const char *target, const struct img_open *open,
+		       bool *done, char **into, struct img_err *err);
+
+/*
+ * What the layers 0 to LAST show becomes a new image PATH, in the order of the disk, zeros left out: with all layers a dynamic one without a
+ * parent, else a child of the layer below LAST.
+ */
+int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force,
+		const struct img_merge *opts, struct img_merge_stats *stats, struct img_err *err);
 
 /* Content sum (vhd-sum(1)): independent of layout, equal for equal guest-visible content. */
 #define IMG_SUM_CHUNK (1u << 20)

@@ -81,6 +81,7 @@ struct img_chain {
 	struct img *layer[IMG_MAX_LAYERS]; /* 0: leaf */
 	unsigned n;
 	uint64_t size;
+	unsigned merge_to; /* target of a merge: layers up to it are writable; 0: none */
 	bool ignore_saved_state;
 };
 
@@ -98,12 +99,36 @@ int img_layer_open(struct img **out, const char *path, bool writable, bool unloc
 		   enum img_raw raw, struct img_err *err);
 void img_layer_close(struct img *l);
 
-/* The marker of a merge into the file REAL (merge.c). */
-struct img_marker {
-	bool present;
-	uint8_t child_uuid[16];
-	char child[4096];
+/* map.c: img_map() without a look at the file system's holes, which costs a system call a run. */
+int img_map_dense(struct img_chain *c, uint64_t off, uint64_t len, unsigned base,
+		  struct img_run *run, struct img_err *err);
+
+/* kin.c: calls FN with the path of each disk, not of the chain, that is a child of PARENT. */
+typedef int img_kin_fn(void *ctx, const char *path, struct img_err *err);
+int img_kin_each(const struct img_chain *c, const struct img *parent, const struct img_open *opts,
+		 img_kin_fn *fn, void *ctx, struct img_err *err);
+
+/* marker.c: the markers of a merge, files beside the disks that it changes. */
+enum img_marker_state {
+	IMG_MARKER_NONE,
+	IMG_MARKER_MERGING, /* half merged */
+	IMG_MARKER_MIDDLE,  /* between the leaf and the target: of no use without the leaf */
+	IMG_MARKER_MERGED,  /* whole; files that are not needed any more are being removed */
 };
+struct img_marker {
+	enum img_marker_state state;
+	uint8_t child_uuid[16]; /* of the layer through which alone the disk opens */
+	uint8_t leaf_uuid[16];
+	char leaf[4096];	/* its path */
+};
+#define IMG_MARKER_SUFFIX ".merging"
 int img_marker_read(const char *real, struct img_marker *m, struct img_err *err);
+/* Durable when it returns. ABOVE: the layer through which alone L opens. */
+int img_marker_write(const struct img *l, const struct img *above, const struct img *leaf,
+		     enum img_marker_state state, struct img_err *err);
+/* None there is fine. */
+int img_marker_remove(const char *real, struct img_err *err);
+/* Whether L may be opened below CHILD (NULL: by itself). */
+int img_marker_check(const struct img *l, const struct img *child, struct img_err *err);
 
 #endif

@@ -8,7 +8,7 @@
 #define EXTENT_MIN 4096u
 
 /* What the layers above BASE have at OFF: one run, not yet the longest. */
-static int map_once(struct img_chain *c, uint64_t off, uint64_t len, unsigned base,
+static int map_once(struct img_chain *c, uint64_t off, uint64_t len, unsigned base, bool holes,
 		    struct img_run *run, struct img_err *err)
 {
 	struct img_ext ext;
@@ -30,7 +30,7 @@ static int map_once(struct img_chain *c, uint64_t off, uint64_t len, unsigned ba
 		if (ext.kind == EXT_HOLE)
 			continue;
 		run->kind = ext.kind == EXT_ZERO ? IMG_ZERO_RUN : IMG_DATA_RUN;
-		if (ext.kind == EXT_DATA && run->len >= EXTENT_MIN &&
+		if (holes && ext.kind == EXT_DATA && run->len >= EXTENT_MIN &&
 		    io_extent(&l->file, ext.file_off, &run->len, &hole, err) < 0)
 			return -1;
 		if (hole)
@@ -42,22 +42,34 @@ static int map_once(struct img_chain *c, uint64_t off, uint64_t len, unsigned ba
 	return 0;
 }
 
-int img_map(struct img_chain *c, uint64_t off, uint64_t len, unsigned base, struct img_run *run,
-	    struct img_err *err)
+static int map(struct img_chain *c, uint64_t off, uint64_t len, unsigned base, bool holes,
+	       struct img_run *run, struct img_err *err)
 {
 	struct img_run more;
 
 	if (off > c->size || len > c->size - off || len == 0)
 		return img_err_set(err, IMG_BUG, "%s: map of %" PRIu64 " bytes at %" PRIu64
 				   " of a disk of %" PRIu64, c->layer[0]->file.path, len, off, c->size);
-	if (map_once(c, off, len, base, run, err) < 0)
+	if (map_once(c, off, len, base, holes, run, err) < 0)
 		return -1;
 	while (run->len < len && run->kind != IMG_DATA_RUN) {
-		if (map_once(c, off + run->len, len - run->len, base, &more, err) < 0)
+		if (map_once(c, off + run->len, len - run->len, base, holes, &more, err) < 0)
 			return -1;
 		if (more.kind != run->kind)
 			break;
 		run->len += more.len;
 	}
 	return 0;
+}
+
+int img_map(struct img_chain *c, uint64_t off, uint64_t len, unsigned base, struct img_run *run,
+	    struct img_err *err)
+{
+	return map(c, off, len, base, true, run, err);
+}
+
+int img_map_dense(struct img_chain *c, uint64_t off, uint64_t len, unsigned base,
+		  struct img_run *run, struct img_err *err)
+{
+	return map(c, off, len, base, false, run, err);
 }

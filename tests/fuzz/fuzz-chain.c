@@ -264,13 +264,14 @@ static bool try_merge(unsigned stop)
 {
 	struct img_merge_stats plan, stats;
 	struct img_open o = options();
+	struct img_merge opts = { .progress = stop_at, .ctx = &stop };
 	struct img_err err = { 0 };
 	bool stopped;
 
 	o.merge = true;
-	if (img_open(&d.c, fuzz_path(d.leaf), &o, &err) < 0 || img_merge_plan(d.c, &plan, &err) < 0)
+	if (img_open(&d.c, fuzz_path(d.leaf), &o, &err) < 0 || img_merge_plan(d.c, &opts, &plan, &err) < 0)
 		fuzz_die(&err, "merge: plan");
-	stopped = img_merge(d.c, stop_at, &stop, &stats, &err) < 0;
+	stopped = img_merge(d.c, &opts, &stats, &err) < 0;
 	if (stopped && err.code != IMG_AGAIN)
 		fuzz_die(&err, "merge");
 	if (!stopped && (stats.bytes != plan.bytes || stats.new_blocks != plan.new_blocks))

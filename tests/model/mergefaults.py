@@ -35,6 +35,7 @@ KINDS = {  # parent, child
     'fixed': (dict(kind='fixed'), dict(block=65536)),
     'raw': (None, dict(block=65536)),
     'middle': (dict(block=65536), dict(block=65536)),
+    'deep': (dict(block=65536), dict(block=16384)),  # two layers between, merged with --to
 }
 
 
@@ -63,7 +64,16 @@ class Scene:
             vhdmodel.create(base, size, rnd=rnd, **par)
             vhdmodel.fill(base, rnd, 12, 4096, raw, align=par.get('align', 4096))
         self.old = open(raw, 'rb').read()
-        vhdmodel.create(leaf, size, 'differencing', parent=base, raw_parent=kind == 'raw', rnd=rnd, **chi)
+        self.layers = []
+        below = base
+        if kind == 'deep':
+            for n, block in enumerate((65536, 131072)):
+                mid = os.path.join(self.dir, 'mid%d.avhd' % n)
+                vhdmodel.create(mid, size, 'differencing', parent=below, rnd=rnd, block=block)
+                vhdmodel.fill(mid, rnd, 8, 4096, raw, zeros=2)
+                self.layers.append('mid%d.avhd' % n)
+                below = mid
+        vhdmodel.create(leaf, size, 'differencing', parent=below, raw_parent=kind == 'raw', rnd=rnd, **chi)
         vhdmodel.fill(leaf, rnd, 10, 4096, raw, zeros=4)
         vhdmodel.fill(leaf, rnd, 8, 512, raw, zeros=4)
         vhdmodel.fill(leaf, rnd, 1, 65536, raw, zeros=0)
@@ -80,14 +90,17 @@ class Scene:
         shutil.copytree(self.dir, 'work')
 
     def options(self):
-        return ['--delete'] if self.delete else []
+        return ['--delete'] * self.delete + ['--to=work/base.vhd'] * (self.kind == 'deep')
+
+    def whole(self):
+        return all(os.path.exists('work/' + n) for n in self.layers)
 
     def check(self, when):
         """The invariants, in work/; the merge is finished at the end."""
         def fail(text):
             raise SystemExit('%s, %s: %s' % (self.kind, when, text))
         there = os.path.exists('work/leaf.avhd')
-        if there:
+        if there and (self.whole() or not self.delete):
             try:
                 seen = vhdmodel.bytes_of('work/leaf.avhd')
             except vhdmodel.Broken as e:
@@ -107,9 +120,10 @@ class Scene:
         marked = p.returncode != 0
         if p.returncode == 0 and got not in self.sums.values():
             fail('the parent alone opens, and is neither old nor new')
-        if not there and got != self.sums['new']:
+        if not (there and self.whole()) and got != self.sums['new']:
             fail('the child is gone, and the parent is not what it was: %s' % p.stderr)
-        if there:
+        # Without the child there is nothing to finish but what a marker tells of.
+        if there or any(n.endswith('.merging') for n in os.listdir('work')):
             p = tool('vhd-merge', *self.options(), 'work/leaf.avhd')
             if p.returncode:
                 fail('the same command does not finish it: %d %s' % (p.returncode, p.stderr))
@@ -128,7 +142,10 @@ class Scene:
                 fail('the parent is not sound: %s' % bad)
         # What kill -9 leaves of a file without a name yet cannot be helped.
         left = sorted(n for n in os.listdir('work') if not (n[0] == '.' and n.endswith('.tmp')))
-        if [n for n in left if n not in ('base.vhd', 'leaf.avhd', 'root.vhd')]:
+        known = ['base.vhd', 'leaf.avhd', 'root.vhd']
+        if not self.delete:
+            known += self.layers + [n + '.merging' for n in self.layers]
+        if [n for n in left if n not in known]:
             fail('left behind: %s' % left)
         if self.delete == ('leaf.avhd' in left):
             fail('the child is %s' % ('still there' if self.delete else 'gone'))

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* A merge into a new file: the chain itself is only read. */
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+
+#include "img_impl.h"
+
+#define BUF_LEN (4u << 20)
+
+struct flatten {
+	struct img_chain *in, *out;
+	unsigned base; /* the layers from here on stay below */
+	const struct img_merge *opts;
+	struct img_merge_stats *stats;
+	uint8_t *buf;
+};
+
+static int copy_run(struct flatten *f, struct img_run *r, struct img_err *err)
+{
+	/* A hole in what a layer has must hide what is below; on a base it is what reads anyway. */
+	if (r->kind == IMG_ZERO_RUN)
+		return f->base < f->in->n ? img_zero(f->out, r->off, r->len, false, err) : 0;
+	if (r->kind == IMG_BELOW_RUN)
+		return 0;
+	/* Pieces end where blocks do. */
+	r->len = u64_min(r->len, BUF_LEN - r->off % BUF_LEN);
+	if (img_read_run(f->in, r, f->buf, err) < 0)
+		return -1;
+	f->stats->bytes += r->len;
+	if (f->base == f->in->n && bytes_are_zero(f->buf, r->len))
+		return 0;
+	return img_write(f->out, f->buf, r->off, r->len, false, err);
+}
+
+static int copy(struct flatten *f, struct img_err *err)
+{
+	uint64_t size = f->in->size, off = 0;
+	struct img_run r;
+
+	while (off < size) {
+		if (img_map(f->in, off, size - off, f->base, &r, err) < 0 || copy_run(f, &r, err) < 0)
+			return -1;
+		off += r.len;
+		if (f->opts->progress && f->opts->progress(f->opts->ctx, off, size))
+			return img_err_set(err, IMG_AGAIN, "interrupted; nothing was made");
+	}
+	return 0;
+}
+
+static void options(struct flatten *f, struct img_create *o)
+{
+	static const uint8_t none[16];
+	const struct img *last = f->in->layer[f->base - 1];
+
+	o->type = IMG_DYNAMIC;
+	o->size = u64_round_up(f->in->size, SECTOR);
+	o->block_size = last->info.block_size;
+	if (f->base == f->in->n)
+		return;
+	o->type = IMG_DIFFERENCING;
+	o->parent_path = f->in->layer[f->base]->file.real;
+	o->parent_uuid = f->in->layer[f->base]->info.has_uuid ? f->in->layer[f->base]->info.uuid : none;
+}
+
+int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force,
+		const struct img_merge *opts, struct img_merge_stats *stats, struct img_err *err)
+{
+	struct flatten f = { .in = c, .base = last + 1, .opts = opts, .stats = stats };
+	struct img_create o = { .force = force };
+	struct img_new *n = NULL;
+	int rc = -1;
+
+	memset(stats, 0, sizeof(*stats));
+	stats->layers = last + 1;
+	options(&f, &o);
+	f.buf = aligned_alloc(4096, BUF_LEN);
+	if (!f.buf)
+		return img_err_errno(err, ENOMEM, "%s", path);
+	if (img_create_begin(&n, path, &o, err) == 0) {
+		f.out = img_new_chain(n);
+		rc = copy(&f, err);
+		if (rc == 0)
+			rc = img_create_finish(n, err);
+		else
+			img_create_abort(n);
+	}
+	free(f.buf);
+	return rc;
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The other children of a disk, as far as they can be found: a parent does not know its
+ * children, so the folders are read in which they may lie.
+ */
+#include "config.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "img_impl.h"
+#include "vhd.h"
+
+/* A raw parent has no identity: its children are those that name a file of its name. */
+static bool names_raw(struct img *child, const struct img *parent)
+{
+	char **names = vhd_parent_candidates(child, NULL);
+	bool yes = false;
+
+	for (int i = 0; names && names[i]; i++) {
+		yes |= strcmp(io_basename(names[i]), io_basename(parent->file.real)) == 0;
+		free(names[i]);
+	}
+	free(names);
+	return yes;
+}
+
+static bool is_child(struct img *l, const struct img *parent)
+{
+	static const uint8_t none[16];
+
+	if (l->info.type != IMG_DIFFERENCING)
+		return false;
+	if (parent->info.has_uuid)
+		return memcmp(l->info.parent_uuid, parent->info.uuid, 16) == 0;
+	return memcmp(l->info.parent_uuid, none, 16) == 0 && names_raw(l, parent);
+}
+
+static bool in_chain(const struct img_chain *c, const struct stat *st)
+{
+	struct stat have;
+
+	for (unsigned i = 0; i < c->n; i++)
+		if (fstat(c->layer[i]->file.fd, &have) == 0 && have.st_dev == st->st_dev &&
+		    have.st_ino == st->st_ino)
+			return true;
+	return false;
+}
+
+static int try_file(const struct img_chain *c, const struct img *parent, const char *path,
+		    img_kin_fn *fn, void *ctx, struct img_err *err)
+{
+	struct img_err ignored = { 0 };
+	struct stat st;
+	struct img *l;
+	int rc = 0;
+
+	if (stat(path, &st) < 0 || !S_ISREG(st.st_mode) || in_chain(c, &st) ||
+	    img_layer_open(&l, path, false, true, RAW_NEVER, &ignored) < 0)
+		return 0; /* no disk that anybody could open */
+	if (is_child(l, parent))
+		rc = fn(ctx, l->file.real, err);
+	img_layer_close(l);
+	return rc;
+}
+
+static int search_dir(const struct img_chain *c, const struct img *parent, const char *dir,
+		      img_kin_fn *fn, void *ctx, struct img_err *err)
+{
+	DIR *d = opendir(dir);
+	struct dirent *e;
+	char *path;
+	int rc = 0;
+
+	while (d && rc == 0 && (e = readdir(d))) {
+		if (asprintf(&path, "%s/%s", dir, e->d_name) < 0) {
+			rc = img_err_errno(err, ENOMEM, "%s", dir);
+			break;
+		}
+		rc = try_file(c, parent, path, fn, ctx, err);
+		free(path);
+	}
+	if (d)
+		closedir(d);
+	return rc;
+}
+
+/* The folders without repetition: the parent's, the leaf's, those that may hold parents. */
+static int kin_dirs(const struct img_chain *c, const struct img *parent,
+		    const struct img_open *opts, char **dirs)
+{
+	size_t n = 0, given = opts ? opts->nparent_dirs : 0;
+
+	for (size_t i = 0; i < given + 2; i++) {
+		char *name = i == 0 ? io_dirname(parent->file.real) :
+			     i == 1 ? io_dirname(c->layer[0]->file.real) :
+				      realpath(opts->parent_dirs[i - 2], NULL);
+		bool seen = !name;
+
+		for (size_t k = 0; k < n; k++)
+			seen |= name && strcmp(name, dirs[k]) == 0;
+		if (seen)
+			free(name);
+		else
+			dirs[n++] = name;
+	}
+	return (int)n;
+}
+
+int img_kin_each(const struct img_chain *c, const struct img *parent, const struct img_open *opts,
+		 img_kin_fn *fn, void *ctx, struct img_err *err)
+{
+	char **dirs = calloc((opts ? opts->nparent_dirs : 0) + 2, sizeof(*dirs));
+	int rc = 0, n;
+
+	if (!dirs)
+		return img_err_errno(err, ENOMEM, "%s", parent->file.path);
+	n = kin_dirs(c, parent, opts, dirs);
+	for (int i = 0; i < n; i++) {
+		if (rc == 0)
+			rc = search_dir(c, parent, dirs[i], fn, ctx, err);
+		free(dirs[i]);
+	}
+	free(dirs);
+	return rc;
+}
