@@ -33,19 +33,29 @@ static char *convert(const char *to, const char *from, const void *in, size_t in
 	return buf;
 }
 
+/*
+ * Whether text is in the other byte order than it should be (§7, §8.3): it has ASCII only then. Its
+ * first unit alone does not tell, U+4E00 looks like a swapped N.
+ */
+static bool is_swapped(const uint8_t *p, size_t len, bool big_endian)
+{
+	size_t as_big = 0, as_little = 0;
+
+	for (size_t i = 0; i < len; i += 2) {
+		as_big += !p[i] && p[i + 1] < 0x80;
+		as_little += p[i] < 0x80 && !p[i + 1];
+	}
+	return big_endian ? as_big == 0 && as_little > 0 : as_little == 0 && as_big > 0;
+}
+
 char *vhd_utf16_get(const uint8_t *p, size_t bytes, bool big_endian)
 {
 	size_t len = 0, out;
 
 	while (len + 1 < bytes && (p[len] || p[len + 1]))
 		len += 2;
-	/* Text whose first unit looks swapped is in the other byte order (§7, §8.3). */
-	if (len >= 2) {
-		if (big_endian && p[0] && !p[1])
-			big_endian = false;
-		else if (!big_endian && !p[0] && p[1])
-			big_endian = true;
-	}
+	if (is_swapped(p, len, big_endian))
+		big_endian = !big_endian;
 	return len ? convert("UTF-8", big_endian ? "UTF-16BE" : "UTF-16LE", p, len, &out) : NULL;
 }
 

@@ -185,6 +185,13 @@ static void same_file(const char *want, const char *dir, const char *name, const
 	free(real);
 }
 
+static bool has_ascii(const char *s)
+{
+	while (*s & 0x80)
+		s++;
+	return *s;
+}
+
 static void round_trip(struct fuzz_in *in)
 {
 	char child[4096], parent[4096];
@@ -215,7 +222,8 @@ static void round_trip(struct fuzz_in *in)
 	dir = io_dirname(child);
 	same_file(parent, dir, names[0], "relative");
 	same_file(parent, dir, names[1], "absolute");
-	if (strcmp(names[2], io_basename(parent)) != 0)
+	/* Without any ASCII it cannot be told from text of the other byte order. */
+	if (has_ascii(io_basename(parent)) && strcmp(names[2], io_basename(parent)) != 0)
 		fuzz_die(NULL, "the header names '%s', not %s", names[2], io_basename(parent));
 	free(dir);
 	free_list(names);
