@@ -242,6 +242,28 @@ int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done,
 		  void *ctx, char out[IMG_SUM_STR], struct img_err *err);
 
 /*
+ * Another size for the disk PATH. What is new reads as zeros (in a child: as its parent has it, zeros behind that
+ * one's end). Shrinking is refused (IMG_PREFLIGHT), naming the offset, when there is
+ * anything but zeros behind the new end. Refused as well: a disk with children, since they
+ * would have another size, and one that a saved machine depends on; unless FORCE. Crash-safe: old or new.
+ */
+struct img_resize {
+	uint64_t size;
+	bool force, dry_run;
+	uint64_t old_size, old_file_size, file_size; /* told */
+};
+int img_resize(const char *path, const struct img_open *opts, struct img_resize *r,
+	       int (*progress)(void *ctx, uint64_t done, uint64_t planned), void *ctx,
+	       struct img_err *err);
+
+/*
+ * A file, not of this chain, that names LAYER as its parent: in that layer's folder, or in those where parents
+ * may lie. *CHILD is malloc'd, NULL when none was found.
+ */
+int img_find_child(const struct img_chain *c, unsigned layer, const struct img_open *opts, char **child,
+		   struct img_err *err);
+
+/*
  * The link of CHILD to its parent, written anew. Refused when PARENT is not the one that CHILD
  * names (UUID and size; a raw parent's size), unless FORCE: then its UUID is taken over; loops and
  * chains that are too deep always. OPTS says where PARENT's own parents may lie; with .unlocked

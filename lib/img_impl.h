@@ -43,6 +43,11 @@ struct img_ops {
 	int (*write)(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len,
 		     struct img_err *err);
 	int (*trim)(struct img *l, uint64_t off, uint64_t len, struct img_err *err);
+	/*
+	 * Another size; nobody else uses the layer. When shrinking, what lies behind SIZE reads as
+	 * zeros. Crash-safe; after a failure the layer is only fit to be closed.
+	 */
+	int (*resize)(struct img *l, uint64_t size, struct img_err *err);
 	/* Writes an empty image of these options into the empty file of L. */
 	int (*create)(struct img *l, const struct img_create *opts, struct img_err *err);
 	/* Takes up the file of L where it was at OFF and END; settle() writes what it holds and

@@ -47,6 +47,14 @@ static int raw_trim(struct img *l, uint64_t off, uint64_t len, struct img_err *e
 	return io_punch(&l->file, off, len, err);
 }
 
+static int raw_resize(struct img *l, uint64_t size, struct img_err *err)
+{
+	if (io_truncate(&l->file, size, err) < 0 || io_sync(&l->file, err) < 0)
+		return -1;
+	l->info.size = l->info.file_size = size;
+	return 0;
+}
+
 static int raw_create(struct img *l, const struct img_create *opts, struct img_err *err)
 {
 	l->info.type = IMG_RAW;
@@ -125,6 +133,7 @@ const struct img_ops raw_ops = {
 	.map = raw_map,
 	.write = raw_write,
 	.trim = raw_trim,
+	.resize = raw_resize,
 	.create = raw_create,
 	.recreate = raw_recreate,
 	.settle = raw_settle,

@@ -522,6 +522,7 @@ const struct img_ops vhd_ops = {
 	.map = vhd_map,
 	.write = vhd_write,
 	.trim = vhd_trim,
+	.resize = vhd_resize,
 	.create = vhd_create,
 	.recreate = vhd_recreate,
 	.settle = vhd_build_settle,

@@ -78,7 +78,11 @@ int vhd_next_place(struct img *l, uint64_t *end, uint64_t *off, struct img_err *
 uint64_t vhd_footer_place(uint64_t end);
 /* Bytes that a locator's data may take. */
 uint64_t vhd_locator_room(const struct vhd_locator *loc);
-/* Whether no structure of the file, but the locator EXCEPT, lies in the range. */
+/* Where the BAT ends, its padding to a sector included; the batmap's header follows. */
+uint64_t vhd_bat_end(const struct vhd *v);
+/* Whether a range of the file meets none of its structures but blocks. */
+int vhd_space_no_metadata(struct img *l, uint64_t off, uint64_t len, bool *yes, struct img_err *err);
+/* Whether it meets none at all, but the locator EXCEPT. */
 int vhd_space_free(struct img *l, uint64_t off, uint64_t len, int except, bool *yes,
 		   struct img_err *err);
 
@@ -89,6 +93,17 @@ struct vhd_batmap {
 	uint8_t head[SECTOR];
 };
 int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err);
+/* LEN bytes of map; zeros, which are always right, where it has none or its checksum is wrong. malloc'd. */
+uint8_t *vhd_batmap_load(struct img *l, const struct vhd_batmap *m, uint64_t len, struct img_err *err);
+/* The header of a map of LEN bytes at OFF; what we do not know of in M's stays. */
+void vhd_batmap_seal(struct vhd_batmap *m, uint64_t off, const uint8_t *map, uint64_t len);
+
+/*
+ * vhd_resize.c: another size, crash-safe, for a layer that is open for writing and used by nobody
+ * else. Shrinking: what lies behind SIZE must read as zeros. A failure leaves the file as it
+ * was, and the layer only fit to be closed.
+ */
+int vhd_resize(struct img *l, uint64_t size, struct img_err *err);
 
 /* vhd_new.c */
 int vhd_create(struct img *l, const struct img_create *opts, struct img_err *err);

@@ -8,9 +8,13 @@
  */
 #include "config.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "vhd.h"
+
+#define MAP_MAX (1u << 20) /* the largest disk of 4 KiB blocks is not XenServer's */
 
 int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err)
 {
@@ -21,7 +25,7 @@ int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err)
 	memset(m, 0, sizeof(*m));
 	if (memcmp(v->footer.creator, "tap", 3) != 0)
 		return 0;
-	m->head_off = v->header.bat_off + u64_round_up((uint64_t)v->header.entries * 4, SECTOR);
+	m->head_off = vhd_bat_end(v);
 	if (io_size(&l->file, &size, err) < 0 ||
 	    io_read_upto(&l->file, m->head, SECTOR, m->head_off, &got, err) < 0)
 		return -1;
@@ -35,4 +39,42 @@ int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err)
 	if (!u64_add(m->off, m->len, &end) || end > size)
 		m->off = m->len = 0;
 	return 0;
+}
+
+/* Version 1.1 added up signed bytes. */
+static uint32_t map_sum(const uint8_t head[SECTOR], const uint8_t *map, uint64_t len)
+{
+	bool is_signed = be32_get(head + 20) == 0x00010001;
+	uint32_t sum = 0;
+
+	for (uint64_t i = 0; i < len; i++)
+		sum += is_signed ? (uint32_t)(int8_t)map[i] : map[i];
+	return ~sum;
+}
+
+uint8_t *vhd_batmap_load(struct img *l, const struct vhd_batmap *m, uint64_t len, struct img_err *err)
+{
+	uint64_t have = m->len > MAP_MAX ? 0 : m->len;
+	uint8_t *map = calloc(1, u64_max(len, have) + 1);
+
+	if (!map) {
+		img_err_errno(err, ENOMEM, "%s", l->file.path);
+		return NULL;
+	}
+	if (io_read(&l->file, map, have, m->off, err) < 0) {
+		free(map);
+		return NULL;
+	}
+	if (map_sum(m->head, map, have) != be32_get(m->head + 24))
+		memset(map, 0, have);
+	return map;
+}
+
+void vhd_batmap_seal(struct vhd_batmap *m, uint64_t off, const uint8_t *map, uint64_t len)
+{
+	m->off = off;
+	m->len = len;
+	be64_put(m->head + 8, off);
+	be32_put(m->head + 16, (uint32_t)(len / SECTOR));
+	be32_put(m->head + 24, map_sum(m->head, map, len));
 }

@@ -61,7 +61,7 @@ uint64_t vhd_locator_room(const struct vhd_locator *loc)
 	return loc->space < SECTOR ? (uint64_t)loc->space * SECTOR : loc->space;
 }
 
-static uint64_t bat_end(const struct vhd *v)
+uint64_t vhd_bat_end(const struct vhd *v)
 {
 	return v->header.bat_off + u64_round_up((uint64_t)v->header.entries * 4, SECTOR);
 }
@@ -70,7 +70,7 @@ static uint64_t bat_end(const struct vhd *v)
 static int metadata_end(struct img *l, uint64_t *out, struct img_err *err)
 {
 	const struct vhd *v = l->state;
-	uint64_t end = u64_max(v->footer.data_off + VHD_HEADER_LEN, bat_end(v)), size;
+	uint64_t end = u64_max(v->footer.data_off + VHD_HEADER_LEN, vhd_bat_end(v)), size;
 	struct vhd_batmap map;
 
 	if (io_size(&l->file, &size, err) < 0 || vhd_batmap_find(l, &map, err) < 0)
@@ -182,32 +182,49 @@ static int ask_block(void *ctx, uint32_t block, uint64_t off, struct img_err *er
 	return 0;
 }
 
+static int ask_metadata(struct img *l, struct question *q, int except, struct img_err *err)
+{
+	const struct vhd *v = l->state;
+	struct vhd_batmap map;
+	uint64_t size;
+
+	if (io_size(&l->file, &size, err) < 0 || vhd_batmap_find(l, &map, err) < 0)
+		return -1;
+	if (q->end < q->off || q->end > size)
+		q->taken = true;
+	ask(q, 0, VHD_FOOTER_LEN);
+	ask(q, v->footer.data_off, VHD_HEADER_LEN);
+	ask(q, v->header.bat_off, vhd_bat_end(v) - v->header.bat_off);
+	ask(q, v->footer_off, size - v->footer_off);
+	for (int i = 0; i < VHD_LOCATORS; i++)
+		if (i != except && v->header.loc[i].code)
+			ask(q, v->header.loc[i].off, v->header.loc[i].len);
+	if (map.present) {
+		ask(q, map.head_off, SECTOR);
+		ask(q, map.off, map.len);
+	}
+	return 0;
+}
+
+int vhd_space_no_metadata(struct img *l, uint64_t off, uint64_t len, bool *yes, struct img_err *err)
+{
+	struct question q = { .off = off, .end = off + len };
+
+	if (ask_metadata(l, &q, -1, err) < 0)
+		return -1;
+	*yes = !q.taken;
+	return 0;
+}
+
 int vhd_space_free(struct img *l, uint64_t off, uint64_t len, int except, bool *yes,
 		   struct img_err *err)
 {
 	const struct vhd *v = l->state;
-	struct question q = { .stride = (uint64_t)v->bitmap_len + v->block_size };
-	struct vhd_batmap map;
-	uint64_t size;
+	struct question q = { .off = off, .end = off + len,
+			      .stride = (uint64_t)v->bitmap_len + v->block_size };
 
-	*yes = false;
-	q.off = off;
-	if (io_size(&l->file, &size, err) < 0 || vhd_batmap_find(l, &map, err) < 0)
-		return -1;
-	if (!u64_add(off, len, &q.end) || q.end > size)
-		return 0;
-	ask(&q, 0, VHD_FOOTER_LEN);
-	ask(&q, v->footer.data_off, VHD_HEADER_LEN);
-	ask(&q, v->header.bat_off, bat_end(v) - v->header.bat_off);
-	ask(&q, v->footer_off, size - v->footer_off);
-	for (int i = 0; i < VHD_LOCATORS; i++)
-		if (i != except && v->header.loc[i].code)
-			ask(&q, v->header.loc[i].off, v->header.loc[i].len);
-	if (map.present) {
-		ask(&q, map.head_off, SECTOR);
-		ask(&q, map.off, map.len);
-	}
-	if (!q.taken && vhd_bat_each(l, ask_block, &q, err) < 0)
+	if (ask_metadata(l, &q, except, err) < 0 ||
+	    (!q.taken && vhd_bat_each(l, ask_block, &q, err) < 0))
 		return -1;
 	*yes = !q.taken;
 	return 0;

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Whether a disk may have another size: children, saved machines, content behind the new end. */
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "img_impl.h"
+
+#define BUF_LEN (1u << 20)
+
+static int check_size(const char *path, uint64_t size, struct img_err *err)
+{
+	if (size == 0 || size % SECTOR)
+		return img_err_set(err, IMG_USAGE, "%s: the size must be a multiple of 512, not %" PRIu64, path,
+				   size);
+	if (size > IMG_VHD_MAX_SIZE)
+		return img_err_set(err, IMG_USAGE, "%s: %" PRIu64 " bytes: a VHD holds at most 2040 GiB (%llu)",
+				   path, size, IMG_VHD_MAX_SIZE);
+	return 0;
+}
+
+static int check_dependants(struct img_chain *c, const struct img_open *opts, struct img_err *err)
+{
+	const struct img *l = c->layer[0];
+	char *child;
+
+	if (l->info.saved_state)
+		return img_err_set(err, IMG_PREFLIGHT,
+				   "%s: a saved state of a virtual machine depends on it (footer byte 84); resized only with --force",
+				   l->file.path);
+	if (img_find_child(c, 0, opts, &child, err) < 0)
+		return -1;
+	if (child)
+		img_err_set(err, IMG_PREFLIGHT,
+			    "%s: %s is its child and would have another size; resized only with --force",
+			    l->file.path, child);
+	free(child);
+	return child ? -1 : 0;
+}
+
+static int found(struct img_chain *c, uint64_t off, const uint8_t *buf, uint64_t size, struct img_err *err)
+{
+	while (*buf == 0) {
+		buf++;
+		off++;
+	}
+	return img_err_set(err, IMG_PREFLIGHT,
+			   "%s: there is data at offset %" PRIu64 ", behind the new end at %" PRIu64
+			   "; nothing was changed", c->layer[0]->file.path, off, size);
+}
+
+/* Everything behind the new end must read as zeros, through all layers. */
+static int check_tail(struct img_chain *c, uint64_t size, int (*progress)(void *, uint64_t, uint64_t),
+		      void *ctx, struct img_err *err)
+{
+	uint8_t *buf = aligned_alloc(4096, BUF_LEN);
+	uint64_t off = size;
+	struct img_run run;
+	int rc = buf ? 0 : img_err_errno(err, ENOMEM, "%s", c->layer[0]->file.path);
+
+	while (rc == 0 && off < c->size) {
+		rc = img_map(c, off, c->size - off, c->n, &run, err);
+		if (rc == 0 && run.kind == IMG_DATA_RUN) {
+			run.len = u64_min(run.len, BUF_LEN);
+			rc = img_read_run(c, &run, buf, err);
+			if (rc == 0 && !bytes_are_zero(buf, run.len))
+				rc = found(c, off, buf, size, err);
+		}
+		off += run.len;
+		if (rc == 0 && progress && progress(ctx, off - size, c->size - size))
+			rc = img_err_set(err, IMG_AGAIN, "%s: interrupted; nothing was changed",
+					 c->layer[0]->file.path);
+	}
+	free(buf);
+	return rc;
+}
+
+int img_resize(const char *path, const struct img_open *opts, struct img_resize *r,
+	       int (*progress)(void *ctx, uint64_t done, uint64_t planned), void *ctx,
+	       struct img_err *err)
+{
+	struct img_open o = *opts;
+	struct img_chain *c;
+	struct img *l;
+	int rc = -1;
+
+	if (check_size(path, r->size, err) < 0)
+		return -1;
+	o.writable = true;
+	o.single = false;
+	if (img_open(&c, path, &o, err) < 0)
+		return -1;
+	l = c->layer[0];
+	r->old_size = l->info.size;
+	r->old_file_size = r->file_size = l->info.file_size;
+	if (r->size == r->old_size)
+		rc = 0;
+	else if ((r->force || check_dependants(c, opts, err) == 0) &&
+		 (r->size > r->old_size || check_tail(c, r->size, progress, ctx, err) == 0))
+		rc = r->dry_run ? 0 : l->ops->resize(l, r->size, err);
+	r->file_size = l->info.file_size;
+	img_close(c);
+	return rc;
+}
