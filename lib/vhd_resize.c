@@ -52,25 +52,35 @@ static void save(struct change *c, uint64_t off, uint64_t len)
 }
 
 /*
- * QEMU takes the geometry for the size of disks that it made, unless it is the largest one; the
- * others only show it to the guest.
+ * Whether programs that go by the geometry, QEMU before 2025 the first of them, know this maker as one whose
+ * size counts (vhd-format §4). Virtual PC means what its geometry says.
  */
+static bool size_counts(const char creator[4])
+{
+	static const char known[][5] = { "win ", "qem2", "CTXS", "tap", "vpc ", "vs  " };
+
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		if (memcmp(creator, known[i], 4) == 0)
+			return true;
+	return false;
+}
+
+/* The geometry follows, where there was one; only the largest stands for any size at all. */
 static void new_footer(struct change *c, uint64_t size)
 {
 	struct vhd *v = c->l->state;
 	struct vhd_footer *f = &c->footer;
-	bool largest;
 
 	*f = v->footer;
-	largest = f->cylinders == 65535 && f->heads == 16 && f->sectors == 255;
 	f->size = size;
-	if (!largest && f->cylinders)
+	if (f->cylinders && (f->cylinders != 65535 || f->heads != 16 || f->sectors != 255)) {
 		vhd_geometry(size, &f->cylinders, &f->heads, &f->sectors);
-	if (!largest && memcmp(f->creator, "qemu", 4) == 0 &&
-	    (uint64_t)f->cylinders * f->heads * f->sectors * SECTOR != size) {
-		f->cylinders = 65535;
-		f->heads = 16;
-		f->sectors = 255;
+		if (!size_counts(f->creator) &&
+		    (uint64_t)f->cylinders * f->heads * f->sectors * SECTOR != size) {
+			f->cylinders = 65535;
+			f->heads = 16;
+			f->sectors = 255;
+		}
 	}
 	memcpy(c->footer_raw, v->footer_raw, VHD_FOOTER_LEN);
 	vhd_footer_patch(f, c->footer_raw);

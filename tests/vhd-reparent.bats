@@ -320,18 +320,18 @@ faults() {
 
 @test "killed at any write: old or new" {
 	for k in link space macx; do
-		faults kill $k 100
+		faults kill $k 30
 	done
 }
 
 @test "an error at any write: as it was" {
 	for k in link space; do
-		faults error $k 100
+		faults error $k 30
 	done
 }
 
 @test "power lost at any moment: old or new" {
 	for k in link space macx; do
-		faults power $k 60
+		faults power $k 30
 	done
 }
