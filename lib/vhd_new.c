@@ -22,7 +22,7 @@ static void fill_footer(struct vhd_footer *f, const struct img_create *o)
 		.data_off = o->type == IMG_FIXED ? ~0ull : HEADER_OFF,
 		.timestamp = now > VHD_EPOCH ? (uint32_t)(now - VHD_EPOCH) : 0,
 		.creator_version = 0x000a0000,
-		.original_size = o->size,
+		.original_size = o->parent_size ? o->parent_size : o->size,
 		.size = o->size,
 		.type = o->type == IMG_FIXED   ? VHD_FIXED :
 			o->type == IMG_DYNAMIC ? VHD_DYNAMIC :
