@@ -28,6 +28,7 @@ struct search {
 	struct stat st;	/* the file that was looked at under that path */
 	char tried[1400];
 	int code;	/* what to report when none fits */
+	struct img_parent seen;
 };
 
 static void note(struct search *s, const char *path, const char *why)
@@ -101,6 +102,8 @@ static bool identity_fits(struct search *s, const char *real)
 	if (img_layer_open(&p, real, false, true, raw ? RAW_ALWAYS : RAW_NEVER, &e) < 0) {
 		note(s, real, e.msg);
 		s->code = e.code == IMG_NOINPUT ? s->code : e.code;
+		if (!s->seen.damaged)
+			s->seen.damaged = strdup(real);
 		return false;
 	}
 	if (check_opened(p, real, &s->st, &e) < 0) {
@@ -115,10 +118,14 @@ static bool identity_fits(struct search *s, const char *real)
 		img_uuid_str(p->info.uuid, got);
 		snprintf(why, sizeof(why), "its UUID is %s, the child wants %s", got, want);
 	}
+	s->seen.size = p->info.size;
+	s->seen.original_size = p->info.original_size;
+	s->seen.mtime = s->st.st_mtime;
 	img_layer_close(p);
 	if (!fits) {
 		note(s, real, why);
 		s->code = IMG_DATA;
+		s->seen.wrong = true;
 	}
 	return fits;
 }
@@ -143,6 +150,7 @@ static bool try_path(struct search *s, const char *path)
 		free(dir);
 		note(s, real, hint);
 		s->code = IMG_DATA;
+		s->seen.refused = true;
 	} else {
 		ok = identity_fits(s, real);
 	}
@@ -262,6 +270,29 @@ static int find_parent(struct search *s, struct img_err *err)
 	return rc;
 }
 
+int img_parent_find(struct img *child, const struct img_open *opts, struct img_parent *out,
+		    struct img_err *err)
+{
+	struct search s = { .child = child, .opts = opts, .code = IMG_NOINPUT };
+	struct img_err e = { 0 };
+
+	(void)find_parent(&s, &e);
+	free(s.dir);
+	*out = s.seen;
+	out->path = s.found;
+	memcpy(out->tried, s.tried, sizeof(out->tried));
+	if (e.code == IMG_AGAIN || e.code == IMG_IO)
+		return img_err_set(err, e.code, "%s", e.msg);
+	return 0;
+}
+
+void img_parent_free(struct img_parent *p)
+{
+	free(p->path);
+	free(p->damaged);
+	*p = (struct img_parent){ 0 };
+}
+
 /* The parent that the caller names for the leaf. */
 static int given_parent(struct search *s, const char *path, struct img_err *err)
 {
@@ -302,6 +333,7 @@ static int open_parent(struct img **out, struct img_chain *c, const struct img_o
 	}
 	free(s.dir);
 	free(s.found);
+	free(s.seen.damaged);
 	return rc;
 }
 

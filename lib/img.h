@@ -282,4 +282,56 @@ int img_reparent(const char *child, const char *parent, const struct img_open *o
 int img_reparent_plan(const char *child, const char *parent, const struct img_open *opts, bool force,
 		      struct img_reparent_plan *plan, struct img_err *err);
 
+/*
+ * Looks at every byte of structure of one VHD, and reports each fault to FAULT (non-zero ends the
+ * check). The file may be damaged in any way. vhd-check(1) lists the identifiers.
+ */
+enum img_severity { IMG_NOTE, IMG_WARNING, IMG_ERROR };
+
+#define IMG_FAULT_NOWHERE ~0ull
+#define IMG_FAULT_TEXT 256
+
+struct img_fault {
+	const char *id, *what;	/* stable; for a person */
+	const char *path;	/* of the file it is in */
+	enum img_severity severity;
+	uint64_t offset;	/* in that file, or IMG_FAULT_NOWHERE */
+	uint32_t block, blocks; /* which blocks; BLOCKS is 0: none */
+	bool mendable;		/* by img_repair() */
+	char found[IMG_FAULT_TEXT], expected[IMG_FAULT_TEXT]; /* or "" */
+	char loss[IMG_FAULT_TEXT]; /* what the guest has lost by it, or "" */
+};
+
+struct img_check {
+	struct img_open open;	/* .unlocked and where parents may lie */
+	bool chain;		/* the parents as well, down to the base */
+	bool no_bitmaps;	/* only what does not need every block looked at */
+	bool dry_run;		/* img_repair() only tells what it would do */
+	void (*fault)(void *ctx, const struct img_fault *f);
+	int (*progress)(void *ctx, uint64_t done, uint64_t planned); /* of one file; may be NULL */
+	void *ctx;
+};
+
+struct img_check_result {
+	unsigned layers;	/* that were looked at */
+	uint64_t errors, warnings, notes, mendable;
+	uint64_t blocks, used;	/* of the first file: entries of the BAT, blocks in the file */
+	uint64_t leaked;	/* its bytes that nothing owns */
+	bool repaired;		/* img_repair() changed the file */
+	uint64_t changed;	/* bytes written for it */
+	char undo[4096];	/* where the old bytes are */
+};
+
+int img_check(const char *path, const struct img_check *opts, struct img_check_result *res,
+	      struct img_err *err);
+/*
+ * Mends what the rest of the file proves, and reports every fault that it found. The old bytes are
+ * in FILE.undo afterwards. A repair that was cut short is undone by the next open. RES counts what was there
+ * before; AFTER is what a new check says.
+ */
+int img_repair(const char *path, const struct img_check *opts, struct img_check_result *res,
+	       struct img_check_result *after, struct img_err *err);
+/* Takes the last repair back; also a change that was cut short. FORCE: whatever happened since. */
+int img_undo(const char *path, bool force, struct img_err *err);
+
 #endif

@@ -136,4 +136,18 @@ int img_marker_remove(const char *real, struct img_err *err);
 /* Whether L may be opened below CHILD (NULL: by itself). */
 int img_marker_check(const struct img *l, const struct img *child, struct img_err *err);
 
+/* What a search for the parent of a layer found (chain.c). */
+struct img_parent {
+	char *path;	 /* the one; NULL: none */
+	char *damaged;	 /* a candidate that cannot be opened, or NULL */
+	bool refused;	 /* one lies outside the allowed folders */
+	bool wrong;	 /* one is somebody else's parent */
+	uint64_t size, original_size; /* of the last that was looked at */
+	int64_t mtime;
+	char tried[1400]; /* every candidate and why not, a line each */
+};
+int img_parent_find(struct img *child, const struct img_open *opts, struct img_parent *out,
+		    struct img_err *err);
+void img_parent_free(struct img_parent *p);
+
 #endif

@@ -525,6 +525,22 @@ static int newest(const char *real, unsigned *number, struct img_err *err)
 	return 0;
 }
 
+int undo_newest(const char *real, char *name, size_t size, struct img_err *err)
+{
+	unsigned n;
+	char *path;
+
+	name[0] = '\0';
+	if (newest(real, &n, err) < 0 || n == 0)
+		return n == 0 ? 0 : -1;
+	path = sidecar_name(real, "undo", n);
+	if (!path)
+		return img_err_errno(err, ENOMEM, "%s", real);
+	snprintf(name, size, "%s", path);
+	free(path);
+	return 0;
+}
+
 static int keep(struct sidecar *s, struct io_file *f, const char *from, struct img_err *err)
 {
 	uint8_t tail[TAIL_LEN];
