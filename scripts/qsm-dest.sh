@@ -10,7 +10,7 @@
 #   lock            shared by receivers, exclusive for everything else
 #   lock.X, busy.X  one receiver of X (a disk, the state) at a time; which it is (it can be ended)
 #   state           the saved guest; renamed to state.used before its CPUs go on, so never used twice
-#   mode            running, paused or off: how the VM is to go on
+#   mode            running, paused, saved or off: how the VM is to go on
 #   starts          start counter after which the state is stale
 
 set -u
@@ -231,9 +231,16 @@ d_now() { # hundredths of a second
 	printf '%s' "${d_up%.*}${d_up#*.}"
 }
 
-# Prints bytes and sum of what is durable.
-d_recv_state() {
+# Prints bytes and sum of what is durable. What was put aside waits in the VM itself, as it did at the source.
+d_recv_state() { # MODE MODE-WHEN-SAVED
 	d_lock state
+	if [ "$1" = saved ]; then
+		set -- ${2:+"--$2"}
+		[ "${1:-}" = --paused ] || set --
+		d_receive "hv-$q_hyp" --quiet restore --later "$@" -- "$q_name" - >"$d_job/receipt" || exit
+		jq -r '"\(.bytes) \(.xxh128)"' "$d_job/receipt"
+		return
+	fi
 	rm -f -- "$d_job/state" "$d_job/state.tmp"
 	d_receive cat >"$d_job/state.tmp" || d_die 73 "the guest's state cannot be written"
 	d_sync "$d_job/state.tmp"
@@ -308,6 +315,10 @@ d_wake() { # MODE
 		return 0
 	fi
 	d_status
+	if [ "$1" = saved ]; then
+		d_tell resumed "$d_state"
+		return 0
+	fi
 	if [ ! -e "$d_job/state" ]; then
 		[ -e "$d_job/state.used" ] || d_die 81 "the guest's state $d_job/state is not there"
 		# It went on, or was about to; it may have ended since.

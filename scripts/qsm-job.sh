@@ -182,6 +182,7 @@ store_attempt() {
 		assign a_dest "$a_dest"
 		assign a_name "$a_name"
 		assign a_was "$a_was"
+		assign a_starts "$a_starts"
 		assign a_ndisks "$a_ndisks"
 		a_i=0
 		while [ "$a_i" -lt "$a_ndisks" ]; do

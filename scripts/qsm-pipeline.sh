@@ -198,6 +198,7 @@ status() {
 		def v($n; $x): "\($n)=\($x // "" | tostring | @sh)";
 		v("v_uuid"; .uuid), v("v_state"; .state), v("v_reason"; .reason), v("v_owner"; .owner),
 		v("v_token"; .token), v("v_starts"; .starts),
+		v("v_saved_mode"; .saved.mode), v("v_saved"; .saved.bytes // 0),
 		v("v_parents"; .parent_dirs // [] | join(":")), v("v_memory"; .memory // 0),
 		v("v_ndisks"; .disks | length),
 		(.disks | to_entries[] | "v_\(.key)_" as $p | .value
@@ -212,6 +213,7 @@ status() {
 }
 parent_path=${QSM_PARENT_PATH:-}
 v_parents='' v_uuid='' v_state='' v_reason='' v_owner='' v_token='' v_starts=0 v_memory=0 v_ndisks=0
+v_saved_mode='' v_saved=0
 
 must_status() {
 	status || die 81 "hv-$opt_hypervisor does not tell the state of $opt_vm"
@@ -250,7 +252,7 @@ find_job() {
 }
 
 load_attempt() { # FOLDER
-	a_token='' a_vm='' a_uuid='' a_dest='' a_name='' a_was='' a_ndisks=0
+	a_token='' a_vm='' a_uuid='' a_dest='' a_name='' a_was='' a_starts='' a_ndisks=0
 	# Written by store_attempt, in a folder that only its owner reads and writes.
 	# shellcheck disable=SC1091
 	. "$1/attempt" || die 74 "cannot read $1/attempt"
@@ -293,10 +295,10 @@ new_attempt() {
 	a_vm=$opt_vm a_uuid=$v_uuid a_dest=$dest a_name=$far_name
 	a_ndisks=$v_ndisks
 	case $v_state in
-	running | paused) a_was=$v_state ;;
-	saved) a_was=paused ;;
+	running | paused | saved) a_was=$v_state ;;
 	*) a_was=off ;;
 	esac
+	a_starts=$v_starts
 	n=0
 	while [ "$n" -lt "$a_ndisks" ]; do
 		eval "a_${n}_target=\$v_${n}_target a_${n}_base=\$v_${n}_leaf"
@@ -336,8 +338,8 @@ rollback() { # WHY
 # that cannot be saved again; it is made as it was, at the price of a moment in which it runs.
 wake() {
 	case $a_was/$v_state in
-	running/paused | running/saved) ;;
-	paused/saved) ;;
+	running/paused | running/handed-over) ;;
+	paused/handed-over) ;;
 	*) return 0 ;;
 	esac
 	hv resume -- "$opt_vm" || hv resume -- "$opt_vm" ||

@@ -49,6 +49,10 @@ preflight() {
 		n=$((n + 1))
 	done
 	growth=$((plan_bytes / 16 + 67108864))
+	case $v_state in
+	running | paused) state_bytes=$v_memory ;;
+	*) state_bytes=$v_saved ;;
+	esac
 	other_job
 	preflight_far
 }
@@ -67,8 +71,8 @@ preflight_vm() {
 	*) block "$opt_vm cannot be moved: its ownership record is \"$v_owner\"" ;;
 	esac
 	case $v_state in
-	running | paused | off) ;;
-	saved) block "$opt_vm stands still after a save: resume it, or stop it, and move it then" ;;
+	running | paused | saved | off) ;;
+	handed-over) block "$opt_vm stands still since its state was written to a file: resume it, or stop it, first" ;;
 	*) block "$opt_vm is $v_state${v_reason:+ ($v_reason)}: start it, or stop it, first" ;;
 	esac
 	[ "$v_ndisks" -gt 0 ] || block "$opt_vm has no disk"
@@ -109,7 +113,7 @@ preflight_far() {
 	vm-export --hypervisor="$opt_hypervisor" -- "$opt_vm" >"$tmp/vm.xml" ||
 		block "vm-export cannot describe $opt_vm"
 	{
-		eval "far_call d_preflight $VERSION $((plan_bytes + growth + v_memory)) $opt_networks"
+		eval "far_call d_preflight $VERSION $((plan_bytes + growth + state_bytes)) $opt_networks"
 		cat -- "$tmp/vm.xml"
 	} | {
 		far_run >"$tmp/far" 2>"$tmp/error"
@@ -179,7 +183,7 @@ show_plan() {
 		printf '%s (%s), %s, can move to %s\n' "$opt_vm" "$v_uuid" "$v_state" "$dest"
 		jq -r '"disk \(.target): \(.leaf), \(.size) bytes, at most \(.bytes) to copy"' "$tmp/disks"
 		printf 'free there: %s, needed: %s\n' "$(human "${far_free:-0}")" \
-			"$(human $((plan_bytes + growth + v_memory)))"
+			"$(human $((plan_bytes + growth + state_bytes)))"
 	fi
 	exit 0
 }
@@ -191,10 +195,23 @@ show_plan() {
 checkpoint() {
 	[ -z "$j_checkpoint" ] || return 0
 	begin_stage checkpoint
-	[ "$a_was" = off ] || snapshot base || rollback "the checkpoint could not be made"
+	if ! stood_still; then
+		snapshot base || rollback "the checkpoint could not be made"
+	elif [ "$a_was" = saved ]; then
+		# What an interrupted save left running has locked the disks.
+		hv flush -- "$opt_vm" || rollback "$opt_vm is $v_state, and a process of it does not end"
+	fi
 	must_status
 	note checkpoint
 	end_stage 0
+}
+
+# Nobody wrote when the move began, and nobody has since, as long as it was not started.
+stood_still() {
+	case $a_was in
+	off | saved) ;;
+	*) return 1 ;;
+	esac
 }
 
 # An empty AVHD on each disk (only on those that still stand on their base), live, all or none. The paths
@@ -347,7 +364,7 @@ copy_disk() {
 
 # Ends the copy while there is still room for the guest to go on.
 watch_space() {
-	[ "$a_was" != off ] || return 0
+	! stood_still || return 0
 	(
 		while kill -0 $$ 2>/dev/null; do
 			n=0
@@ -381,13 +398,13 @@ stop_watching() {
 stage_vm() {
 	must_status
 	case $v_owner/$v_state in
-	owner/running | owner/paused | owner/off) ;;
+	owner/running | owner/paused | owner/saved | owner/off) ;;
 	*) rollback "$opt_vm is $v_state now, its record is \"$v_owner\"" ;;
 	esac
-	case $a_was/$v_state in
-	off/running | off/paused) rollback "$opt_vm was started meanwhile" ;;
-	esac
-	mode=$v_state
+	if stood_still && [ "$v_starts" != "$a_starts" ]; then
+		rollback "$opt_vm was started meanwhile"
+	fi
+	mode=$v_state saved_mode=$v_saved_mode
 	begin_stage stage
 	list_layers
 	vm-export --hypervisor="$opt_hypervisor" -- "$opt_vm" >"$tmp/vm.xml" ||
@@ -402,7 +419,15 @@ stage_vm() {
 	far_run <"$tmp/staged" || rollback "$far_host does not take the VM (status $?)"
 	end_stage 0
 }
-mode=off
+mode=off saved_mode=''
+
+# Whether it has CPUs that stand or go: otherwise nothing has to be paused or frozen.
+has_process() {
+	case $mode in
+	running | paused) ;;
+	*) return 1 ;;
+	esac
+}
 
 # The files from each leaf down to the base, as JSON strings: for the end, when the leaves are elsewhere.
 list_layers() {
@@ -436,7 +461,7 @@ wake_source() {
 # AVHDs, at the same time; the paused guest stays here until the commit.
 save() {
 	stage=save
-	if [ "$mode" != off ]; then
+	if has_process; then
 		boot=$(cat /proc/sys/kernel/random/boot_id)
 		clock
 		note pausing "$boot" "$now" "$(date +%s)"
@@ -447,8 +472,8 @@ save() {
 	clock
 	stage_from=$now children=''
 	start_deltas
-	if [ "$mode" != off ]; then
-		far_call d_recv_state >"$tmp/state.call"
+	if has_process || goes_saved; then
+		far_call d_recv_state "$mode" "$saved_mode" >"$tmp/state.call"
 		send_state 8>&- &
 		children="$children $!"
 	fi
@@ -456,7 +481,12 @@ save() {
 		wait_child "$d"
 	done
 	judge_deltas
-	[ "$mode" = off ] || judge_state
+	! { has_process || goes_saved; } || judge_state
+}
+
+# On one host the saved state is where it belongs.
+goes_saved() {
+	[ "$mode" = saved ] && [ -z "$far_local" ]
 }
 
 # One more AVHD frees the last ones from their server's lock, and staying empty it proves that nothing
@@ -560,7 +590,7 @@ commit() {
 }
 
 untouched() {
-	[ "$mode" != off ] || return 0
+	has_process || return 0
 	n=0
 	while [ "$n" -lt "$a_ndisks" ]; do
 		eval "top=\$top_$n size=\$empty_$n"
@@ -572,7 +602,9 @@ untouched() {
 # On one host the owner stays; what changes, by one rename, is where its disks are. The guest lives
 # in its saved state meanwhile.
 commit_local() {
-	hv stop --force -- "$opt_vm" || rollback "$opt_vm could not be stopped here"
+	if [ "$mode" != saved ]; then
+		hv stop --force -- "$opt_vm" || rollback "$opt_vm could not be stopped here"
+	fi
 	switch_disks || rollback "the disks of $opt_vm could not be switched"
 }
 

@@ -266,6 +266,25 @@ static int add_domain(struct exporter *ex, xmlNode *root, struct img_err *err)
 	return 0;
 }
 
+/* What was put aside on disk: only size and sum; whoever moves it sends it beside the document. */
+static int add_saved(const struct exporter *ex, xmlNode *root, struct img_err *err)
+{
+	json_t *saved = json_object_get(ex->status, "saved");
+	xmlNode *n;
+	char bytes[32];
+
+	if (!json_is_object(saved))
+		return 0;
+	snprintf(bytes, sizeof bytes, "%" JSON_INTEGER_FORMAT,
+		 json_integer_value(json_object_get(saved, "bytes")));
+	n = add(root, "saved", err);
+	if (!n || vm_set_attr(n, "mode", str(saved, "mode"), err) < 0 ||
+	    vm_set_attr(n, "bytes", bytes, err) < 0 ||
+	    vm_set_attr(n, "xxh128", str(saved, "xxh128"), err) < 0)
+		return -1;
+	return 0;
+}
+
 static int build(struct exporter *ex, struct img_err *err)
 {
 	xmlNode *root, *hypervisor;
@@ -284,6 +303,7 @@ static int build(struct exporter *ex, struct img_err *err)
 	hypervisor = add(root, "hypervisor", err);
 	if (!hypervisor || vm_set_attr(hypervisor, "name", ex->hypervisor, err) < 0 ||
 	    add_text(root, "state", str(ex->status, "state"), err) < 0 ||
+	    add_saved(ex, root, err) < 0 ||
 	    add_text(root, "owner", str(ex->status, "owner"), err) < 0 ||
 	    add_flag(ex, root, "autostart", err) < 0 || add_flag(ex, root, "ha", err) < 0 ||
 	    add_disks(ex, root, err) < 0 || add_networks(ex, root, err) < 0)

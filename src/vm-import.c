@@ -344,16 +344,19 @@ static int check_host(struct import *im, const char *xml, size_t len, struct img
 	return 0;
 }
 
+/* "state" is that of the VM where the document was made, not of what is defined here. */
 static void print_result(const struct import *im)
 {
-	json_t *o = json_pack("{s:i,s:b,s:b,s:s,s:s,s:O}", "version", 1, "ok",
+	char *state = vm_text(vm_child(im->vm.wrapper, "state"));
+	json_t *o = json_pack("{s:i,s:b,s:b,s:s,s:s,s:s?,s:O}", "version", 1, "ok",
 			      json_array_size(im->blockers) == 0, "defined",
 			      json_array_size(im->blockers) == 0 && !im->check, "name", im->vm.name,
-			      "uuid", im->vm.uuid, "blockers", im->blockers);
+			      "uuid", im->vm.uuid, "state", state, "blockers", im->blockers);
 
 	json_dumpf(o, stdout, JSON_COMPACT);
 	putchar('\n');
 	json_decref(o);
+	free(state);
 }
 
 /* All that stands in the way, at once. */
@@ -380,6 +383,18 @@ static bool flag(const struct import *im, const char *name)
 	return yes;
 }
 
+/* Somebody who starts it from its disks alone would lose what the guest had in memory. */
+static void warn_saved(const struct import *im)
+{
+	char *state = vm_text(vm_child(im->vm.wrapper, "state"));
+
+	if (state && !strcmp(state, "saved") && !im->pending && !im->common.quiet)
+		cli_warn("%s was saved: its state is not in the document; bring it along with "
+			 "hv-%s save VM - there and restore --later here, before the first start",
+			 im->vm.name, im->hypervisor);
+	free(state);
+}
+
 static int define(struct import *im, const char *xml, size_t len, struct img_err *err)
 {
 	const char *argv[8] = { NULL, "define" }; /* it says what it has defined */
@@ -403,6 +418,7 @@ static int define(struct import *im, const char *xml, size_t len, struct img_err
 	if (status)
 		return img_err_set(err, status, "hv-%s define failed (exit status %d)",
 				   im->hypervisor, status);
+	warn_saved(im);
 	if (im->json)
 		print_result(im);
 	return 0;

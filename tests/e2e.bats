@@ -133,6 +133,44 @@ bytes_arrived() {
 	nothing_is_lost
 }
 
+@test "a saved guest arrives saved, and goes on there as if nothing had happened" {
+	needs_root
+	scene_up
+	scene_guest
+	scene_start
+	scene_hosts exec a hv-qemu --quiet save guest
+	run scene_move
+	echo "$output"
+	assert_status 0
+	[ "$(scene_state a)" = off ]
+	[ "$(scene_state b)" = saved ]
+	source_cannot_start_it
+	for t in vda vdb; do
+		a=$(vhd-sum "$(scene_leaf a $t)" | cut -d' ' -f1)
+		b=$(vhd-sum "$(scene_leaf b $t)" | cut -d' ' -f1)
+		[ -n "$a" ] && [ "$a" = "$b" ] || fail "$t: $a on host a, $b on host b"
+	done
+	scene_hosts exec b hv-qemu --quiet resume guest
+	nothing_is_lost
+}
+
+@test "a saved guest is still saved at the source when the destination fills up, and goes on there" {
+	needs_root
+	scene_up
+	scene_guest
+	scene_start
+	scene_hosts exec a hv-qemu --quiet save guest
+	# Room for the disks, but not for the state.
+	scene_hosts exec b mount -t tmpfs -o size=30m tmpfs /var/lib/qsm
+	run scene_move
+	echo "$output"
+	assert_status 80
+	assert_output_has "No space left on device"
+	[ "$(scene_state a)" = saved ]
+	scene_hosts exec a hv-qemu --quiet resume guest
+	runs_on_at_the_source
+}
+
 @test "a link that is cut during the copy: try again, and the same command finishes" {
 	needs_root
 	scene_up --rate=50mbit

@@ -413,7 +413,7 @@ Zeilen" "-n" 'ü&<>'; do
 	hv-qemu --quiet resume vm
 	works
 	hv-qemu --quiet save vm state >receipt
-	state_is vm saved
+	state_is vm handed-over
 	[ "$(jq -r .bytes receipt)" = "$(stat -c %s state)" ]
 	[ "$(jq -r .xxh128 receipt)" = "$(xxh128sum <state | cut -d' ' -f1)" ]
 	[ "$(stat -c %a state)" = 600 ]
@@ -509,6 +509,235 @@ Zeilen" "-n" 'ü&<>'; do
 	run hv-qemu restore vm state
 	assert_status 77
 	wait_for 5 eval '[ -z "$(processes)" ]'
+}
+
+@test "a guest that is put aside ends, and start goes on from there" {
+	guest vm
+	hv-qemu --quiet save vm >receipt
+	state_is vm saved
+	[ -z "$(processes)" ]
+	[ "$(stat -c %a vms/vm/saved vms/vm/saved/state vms/vm/saved/text | tr '\n' ' ')" = "700 600 600 " ]
+	[ "$(json vm '"\(.saved.bytes) \(.saved.xxh128) \(.saved.mode)"')" = "$(jq -r '"\(.bytes) \(.xxh128)"' receipt) running" ]
+	hv-qemu --quiet start vm
+	[ -z "$(ls -d vms/vm/saved* 2>/dev/null)" ]
+	[ "$(json vm .saved)" = null ]
+	works
+	hv-qemu --quiet stop vm
+	nothing_lost vm
+}
+
+@test "a guest that was paused when it was put aside is paused again, and resume continues it" {
+	guest vm
+	hv-qemu --quiet pause vm
+	hv-qemu --quiet save vm >/dev/null
+	hv-qemu --quiet start vm
+	state_is vm paused
+	stands_still
+	hv-qemu --quiet save vm >/dev/null
+	hv-qemu --quiet resume vm
+	works
+	hv-qemu --quiet stop vm
+	nothing_lost vm
+}
+
+@test "what does not fit a saved guest is refused, and it stays saved" {
+	guest vm
+	hv-qemu --quiet save vm state >/dev/null
+	hv-qemu --quiet resume vm
+	hv-qemu --quiet save vm >/dev/null
+	run hv-qemu pause vm
+	assert_status 75
+	run hv-qemu restore vm state
+	assert_status 75
+	run hv-qemu restore --later vm state
+	assert_status 75
+	run hv-qemu undefine vm
+	assert_status 75
+	hv-qemu --quiet save vm
+	hv-qemu --quiet stop vm
+	hv-qemu --quiet flush vm
+	state_is vm saved
+}
+
+@test "discard drops what was saved, and so does stop --force" {
+	guest vm
+	hv-qemu --quiet save vm >/dev/null
+	hv-qemu --quiet discard vm
+	state_is vm off
+	[ -z "$(ls -d vms/vm/saved* 2>/dev/null)" ]
+	hv-qemu --quiet discard vm
+	hv-qemu --quiet start vm
+	hv-qemu --quiet save vm >/dev/null
+	hv-qemu --quiet stop --force vm
+	state_is vm off
+	hv-qemu --quiet start vm
+	[ "$(json vm .starts)" = 3 ]
+}
+
+@test "an old saved state that comes back is not used over newer disks" {
+	guest vm
+	hv-qemu --quiet save vm >/dev/null
+	cp -a vms/vm/saved old
+	hv-qemu --quiet start vm
+	works
+	hv-qemu --quiet stop vm
+	mv old vms/vm/saved
+	state_is vm off
+	hv-qemu --quiet start vm
+	[ ! -e vms/vm/saved ]
+	wait_for 60 eval '[ "$(grep -c "^BOOT" "$console")" -eq 2 ]'
+}
+
+@test "a saved state that is damaged is not loaded, and stays" {
+	guest vm
+	hv-qemu --quiet save vm >/dev/null
+	printf x | dd of=vms/vm/saved/state bs=1 seek=1000000 conv=notrunc status=none
+	run hv-qemu start vm
+	assert_status 65
+	assert_output_has discard
+	state_is vm saved
+	[ -z "$(processes)" ]
+}
+
+@test "a disk that was snapshot and merged meanwhile does no harm to the saved guest" {
+	guest vm
+	hv-qemu --quiet save vm >/dev/null
+	vhd-snap -q --output=child.avhd vda.vhd >/dev/null
+	vhd-merge -q --delete child.avhd
+	hv-qemu --quiet start vm
+	works
+	hv-qemu --quiet stop vm
+	nothing_lost vm
+}
+
+@test "a state is taken in by a VM that is off, and by one that is pending, but not started there" {
+	guest vm
+	hv-qemu --quiet pause vm
+	hv-qemu --quiet save vm >receipt
+	hv-qemu --quiet save vm - 3>receipt2 >state
+	cmp receipt receipt2
+	hv-qemu --quiet save vm copy >receipt3
+	cmp receipt receipt3
+	cmp state copy
+	state_is vm saved
+	hv-qemu --quiet yield --to=b --token=T1 --starts=1 vm
+	run hv-qemu start vm
+	assert_status 77
+	run hv-qemu resume vm
+	assert_status 77
+	cp "$console" before
+	hv-qemu --quiet undefine vm
+	hv-qemu --quiet define --pending=T1 guest.xml
+	hv-qemu --quiet restore --later --paused vm - <state >receipt4
+	cmp receipt receipt4
+	state_is vm saved
+	run hv-qemu start vm
+	assert_status 77
+	hv-qemu claim --token=T1 vm
+	state_is vm saved
+	hv-qemu --quiet start vm
+	state_is vm paused
+	hv-qemu --quiet resume vm
+	wait_for 30 acknowledged 10
+	hv-qemu --quiet stop vm
+	cat "$console" >>before
+	mv before "$console"
+	nothing_lost vm
+}
+
+# Ends hv-qemu with kill -9 before the Nth call of a program that changes something durable.
+deadly() { # N
+	local p
+	mkdir -p deadly
+	echo "$1" >deadly/n
+	rm -f deadly/done
+	for p in mv sync rm nbdkit qemu-system-x86_64 mkdir; do
+		# shellcheck disable=SC2016
+		printf '#!/bin/sh\nhere=%s real=%s\n' "$PWD/deadly" "$(PATH=${PATH#"$PWD/deadly:"} command -v "$p")" >"deadly/$p"
+		cat >>"deadly/$p" <<-'SH'
+			case ${0##*/} in
+			nbdkit | qemu*) ;;
+			*)
+				read -r n <"$here/n"
+				echo $((n - 1)) >"$here/n"
+				if [ "$n" -eq 1 ]; then
+					: >"$here/done"
+					kill -9 "$PPID"
+					exit 1
+				fi
+				;;
+			esac
+			exec "$real" "$@"
+		SH
+		chmod +x "deadly/$p"
+	done
+}
+
+killed_everywhere() { # VERB
+	local n=0 was
+	while :; do
+		n=$((n + 1))
+		[ "$n" -lt 60 ] || fail "there is no end to the steps"
+		deadly "$n"
+		PATH=$PWD/deadly:$PATH hv-qemu --quiet "$1" vm >/dev/null 2>err || :
+		[ -e deadly/done ] || break
+		was=$(hv-qemu status vm 2>/dev/null)
+		echo "$1 killed before step $n: $was"
+		case $was in
+		running | paused | handed-over | saved) ;;
+		*) fail "step $n: $was" "$(cat err)" ;;
+		esac
+		hv-qemu --quiet resume vm
+		state_is vm running
+		[ ! -e vms/vm/saved ] || fail "step $n: the state is still there"
+		works
+		[ "$1" = save ] || hv-qemu --quiet save vm >/dev/null
+	done
+	[ "$n" -gt 5 ] || fail "only $n steps"
+}
+
+@test "a save that is killed at any step leaves a guest that goes on" {
+	guest vm
+	killed_everywhere save
+	hv-qemu --quiet start vm
+	works
+	hv-qemu --quiet stop vm
+	nothing_lost vm
+}
+
+@test "a start from what was saved that is killed at any step leaves a guest that goes on" {
+	guest vm
+	hv-qemu --quiet save vm >/dev/null
+	killed_everywhere start
+	works
+	hv-qemu --quiet stop vm
+	nothing_lost vm
+}
+
+@test "power lost at any step of a start: the saved state is there, or was not used yet" {
+	local n=0 f
+	guest vm
+	hv-qemu --quiet save vm >/dev/null
+	while :; do
+		n=$((n + 1))
+		deadly "$n"
+		PATH=$PWD/deadly:$PATH hv-qemu --quiet start vm >/dev/null 2>err || :
+		[ -e deadly/done ] || break
+		for f in run/*/*.pid; do
+			[ ! -s "$f" ] || kill -9 "$(cat "$f")" 2>/dev/null || :
+		done
+		rm -rf run
+		case $(hv-qemu status vm) in
+		saved) ;;
+		off)
+			# Only after the state was given up, when the CPUs may go on at once.
+			[ ! -e vms/vm/saved ] || fail "step $n: it is still there"
+			break
+			;;
+		*) fail "step $n: $(hv-qemu status vm)" ;;
+		esac
+	done
+	[ "$n" -gt 5 ] || fail "only $n steps"
 }
 
 @test "a running guest cannot be given away" {

@@ -78,6 +78,44 @@ move_on() { # FROM TO N [OPTIONS]
 	nothing_is_lost a
 }
 
+@test "killed after any record, the move of a saved guest is finished by the same command, and it is saved all the time" {
+	local n=0 from=a to=b next status
+	small_guest
+	scene_hosts exec a hv-qemu --quiet save guest >/dev/null
+	while :; do
+		n=$((n + 1))
+		[ "$n" -lt 40 ] || fail "there is no end to the records"
+		at "$n" 'kill -9 $pipeline'
+		status=0
+		move_on $from $to "$n" >/dev/null 2>"$scene/err" || status=$?
+		PATH=${PATH#"$scene/bin":}
+		[ "$(owners | wc -w)" -le 1 ] || fail "record $n: owners: $(owners)"
+		if happened; then
+			[ "$status" -eq 137 ] || fail "record $n: status $status" "$(cat "$scene/err")"
+			rm -f "$scene/bin/done"
+			run move_on $from $to "$n"
+			[ "$status" -eq 0 ] || fail "record $n: the second run does not finish"
+		else
+			[ "$status" -eq 0 ] || fail "the last run failed with status $status" "$(cat "$scene/err")"
+		fi
+		[ "$(scene_state $to)" = saved ] || fail "record $n: the guest is $(scene_state $to)"
+		[ "$(owners)" = "$to " ] || fail "record $n: owners: $(owners)"
+		[ ! -e "$scene/$from/var/vms/guest/saved" ] || fail "record $n: its state is still on host $from"
+		next=$from from=$to to=$next
+		[ -e "$scene/bin/do" ] && break
+	done
+	[ "$n" -gt 10 ] || fail "only $n records"
+	scene_hosts exec $from hv-qemu --quiet start guest
+	scene_acks $from 20
+	scene_hosts exec $from hv-qemu --quiet stop guest
+	[ $from = a ] || scene_log_a=$scene/a/run/qsm/$scene_uuid/console.log
+	run scene_check $from
+	echo "$output"
+	assert_status 0
+	assert_output_has $'\nlost=0\n'
+	assert_output_has $'\nreboots=0\n'
+}
+
 # An adapter that is hv-qemu, but its caller dies after a certain verb.
 deadly_adapter() { # VERB
 	cat >"$scene/bin/hv-deadly" <<-SH

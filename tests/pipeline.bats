@@ -174,6 +174,124 @@ untouched() {
 	nothing_is_lost a
 }
 
+# The guest on host A, put aside.
+saved_guest() {
+	small_guest
+	scene_hosts exec a hv-qemu --quiet save guest >"$scene/receipt"
+}
+
+@test "a saved guest moves to another folder of the same host, and stays saved" {
+	saved_guest
+	mkdir -p "$scene/a/srv/new"
+	run pipeline --delete-source guest "$scene/a/srv/new"
+	echo "$output"
+	assert_status 0
+	assert_output_has ', saved; offline_seconds=0.00'
+	[ "$(scene_state a)" = saved ]
+	[ "$(scene_leaf a vda)" = "$scene/a/srv/new/guest/vda.vhd" ]
+	scene_hosts exec a hv-qemu --quiet resume guest
+	runs_at a
+	nothing_is_lost a
+}
+
+@test "a saved guest that is started while it is copied stays: 80" {
+	saved_guest
+	# The sixth record says that both disks are copied.
+	at 6 "hv-qemu --quiet start guest"
+	run move
+	echo "$output"
+	assert_status 80
+	assert_output_has 'started meanwhile'
+	untouched
+	runs_at a
+}
+
+@test "a saved guest that was started and saved again after an interruption stays: 80" {
+	saved_guest
+	at copied 'kill -TERM $pipeline'
+	run move
+	assert_status 75
+	assert_output_has 'saved here'
+	scene_hosts exec a hv-qemu --quiet start guest
+	scene_acks a 20
+	scene_hosts exec a hv-qemu --quiet save guest >"$scene/receipt"
+	run move
+	echo "$output"
+	assert_status 80
+	untouched
+	run move
+	assert_status 0
+	scene_hosts exec b hv-qemu --quiet start guest
+	runs_at b
+	nothing_is_lost b
+}
+
+@test "a guest that was off, started and stopped again after an interruption stays: 80" {
+	small_guest off
+	at copied 'kill -TERM $pipeline'
+	run move
+	assert_status 75
+	scene_start
+	scene_hosts exec a hv-qemu --quiet stop guest
+	run move
+	echo "$output"
+	assert_status 80
+	untouched
+	[ "$(scene_state a)" = off ]
+}
+
+@test "a saved guest and a destination that has no room for its state: 80, and it is still saved" {
+	saved_guest
+	mkdir -p "$scene/bin"
+	cat >"$scene/link" <<-SH
+		#!/bin/sh
+		host=\$1
+		shift
+		exec "$(scene_hosts ssh)" "\$host" "trap '' XFSZ; ulimit -f 90000; \$*"
+	SH
+	chmod +x "$scene/link"
+	run move --ssh="$scene/link"
+	echo "$output"
+	assert_status 80
+	assert_output_has 'guest is not moved and is saved here'
+	untouched
+	[ "$(scene_state a)" = saved ]
+	scene_hosts exec a hv-qemu --quiet resume guest
+	runs_at a
+	nothing_is_lost a
+}
+
+@test "a saved state that changes on the way is noticed: 80, and it is still saved" {
+	saved_guest
+	mkdir "$scene/bin"
+	cat >"$scene/bin/hv-bad" <<-SH
+		#!/bin/sh
+		case " \$* " in
+		*" save "*) "$top/scripts/hv-qemu" "\$@" | { dd bs=1 count=70000 status=none; dd bs=1 count=1 status=none | tr '\\0-\\377' '\\1-\\377\\0'; cat; } ;;
+		*) exec "$top/scripts/hv-qemu" "\$@" ;;
+		esac
+	SH
+	chmod +x "$scene/bin/hv-bad"
+	PATH=$scene/bin:$PATH run move --hypervisor=bad
+	echo "$output"
+	assert_status 80
+	assert_output_has 'damaged'
+	[ "$(scene_state a)" = saved ]
+	scene_hosts exec a hv-qemu --quiet resume guest
+	runs_at a
+}
+
+@test "a guest that stands still since its state was written to a file is refused: 78" {
+	small_guest
+	scene_hosts exec a hv-qemu --quiet save guest "$scene/state" >"$scene/receipt"
+	run move
+	assert_status 78
+	assert_output_has 'resume it, or stop it, first'
+	untouched
+	scene_hosts exec a hv-qemu --quiet resume guest
+	runs_at a
+}
+
 @test "a guest comes back to the host that it left" {
 	small_guest
 	move --quiet

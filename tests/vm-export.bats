@@ -144,3 +144,20 @@ uuid_of() {
 	run sh -c 'vm-export guest >/dev/full'
 	assert_status 74
 }
+
+@test "a VM that was put aside is exported as saved, with size and sum of its state" {
+	vhd-create -q --size=8M a.vhd
+	echo "<domain><name>vm</name><memory>65536</memory><devices><disk><source file='$PWD/a.vhd'/><target dev='vda'/></disk></devices></domain>" |
+		hv-qemu --quiet define -
+	echo not loaded here | hv-qemu --quiet restore --later vm - >receipt
+	vm-export vm >doc.xml
+	grep -q '<state>saved</state>' doc.xml
+	grep -q "<saved mode=\"running\" bytes=\"16\" xxh128=\"$(jq -r .xxh128 receipt)\"/>" doc.xml
+	hv-qemu --quiet discard vm
+	hv-qemu --quiet undefine vm
+	[ "$(vm-import --disk=vda=a.vhd --check --json <doc.xml | jq -r .state)" = saved ]
+	run vm-import --disk=vda=a.vhd <doc.xml
+	assert_status 0
+	assert_output_has 'restore --later'
+	[ "$(hv-qemu status vm)" = off ]
+}
