@@ -56,11 +56,12 @@ static void note_written(struct merge *m, uint64_t to, uint64_t len)
 static int copy_piece(struct merge *m, struct io_file *from, uint64_t at, uint64_t to, uint64_t len,
 		      struct img_err *err)
 {
-	uint64_t n = len;
-	bool hole = false;
+	uint64_t n;
 	int rc;
 
 	for (; len; at += n, to += n, len -= n) {
+		bool hole = false; /* small pieces are not asked for */
+
 		n = len;
 		if (len >= COPY_MAX && io_extent(from, at, &n, &hole, err) < 0)
 			return -1;

@@ -21,16 +21,21 @@
 #define MAX_OPS 40
 #define MAX_LAYERS 6
 
-struct disk {
-	struct img_chain *c;
+/* A layer as it is when it is opened by itself. The base is 0. */
+struct layer {
+	char name[32];
 	uint64_t size;
 	uint8_t view[MAX_SIZE];
-	/* Sectors that a layer holds, whatever is below (the base is 0 and holds all). */
-	bool owns[MAX_LAYERS][MAX_SIZE / 512];
-	bool *own; /* the leaf's */
-	bool raw; /* the base is */
+	bool own[MAX_SIZE / 512]; /* sectors that it has, whatever is below: all those of a base */
+	bool mixed;		  /* a merge left it as no disk that ever was */
+};
+
+struct disk {
+	struct img_chain *c;
+	struct layer layer[MAX_LAYERS];
 	unsigned layers, names;
-	char leaf[32], below[MAX_LAYERS][32];
+	struct layer *leaf;
+	bool raw; /* the base is */
 };
 
 static struct disk d;
@@ -44,19 +49,20 @@ static const char *new_name(const char *suffix, char out[32])
 	return fuzz_path(out);
 }
 
-static struct img_open options(void)
+/* Of the layer N alone, or with its parents. */
+static struct img_open options(unsigned n, bool writable)
 {
-	return (struct img_open){ .writable = true, .raw = d.raw && d.layers == 1 };
+	return (struct img_open){ .writable = writable, .raw = d.raw && n == 0 };
 }
 
 static void open_leaf(void)
 {
-	struct img_open o = options();
+	struct img_open o = options(d.layers - 1, true);
 	struct img_err err = { 0 };
 
-	if (img_open(&d.c, fuzz_path(d.leaf), &o, &err) < 0)
+	if (img_open(&d.c, fuzz_path(d.leaf->name), &o, &err) < 0)
 		fuzz_die(&err, "the leaf does not open");
-	if (img_size(d.c) != d.size || img_layers(d.c) != d.layers)
+	if (img_size(d.c) != d.leaf->size || img_layers(d.c) != d.layers)
 		fuzz_die(NULL, "%u layers of %llu bytes, wanted %u", img_layers(d.c),
 			 (unsigned long long)img_size(d.c), d.layers);
 }
@@ -70,7 +76,7 @@ static void close_leaf(void)
 static void set_layers(unsigned n)
 {
 	d.layers = n;
-	d.own = d.owns[n - 1];
+	d.leaf = &d.layer[n - 1];
 }
 
 FUZZ_UNCOUNTED static void compare(struct img_chain *c, uint64_t off, uint64_t len, const char *after)
@@ -80,25 +86,24 @@ FUZZ_UNCOUNTED static void compare(struct img_chain *c, uint64_t off, uint64_t l
 	if (img_read(c, buf2, off, len, &err) < 0)
 		fuzz_die(&err, "cannot be read after %s", after);
 	for (uint64_t n = 0; n < len; n += 512)
-		if (memcmp(buf2 + n, d.view + off + n, u64_min(512, len - n)) != 0)
+		if (memcmp(buf2 + n, d.leaf->view + off + n, u64_min(512, len - n)) != 0)
 			fuzz_die(NULL, "sector %llu differs after %s", (unsigned long long)(off + n) / 512,
 				 after);
 }
 
 static void compare_all(const char *after, bool second_reader)
 {
-	struct img_open o = options();
+	struct img_open o = options(d.layers - 1, false);
 	struct img_err err = { 0 };
 	struct img_chain *second;
 
-	compare(d.c, 0, d.size, after);
+	compare(d.c, 0, d.leaf->size, after);
 	if (!second_reader)
 		return;
-	o.writable = false;
 	o.unlocked = true;
-	if (img_open(&second, fuzz_path(d.leaf), &o, &err) < 0)
+	if (img_open(&second, fuzz_path(d.leaf->name), &o, &err) < 0)
 		fuzz_die(&err, "a second reader cannot open it after %s", after);
-	compare(second, 0, d.size, after);
+	compare(second, 0, d.leaf->size, after);
 	img_close(second);
 }
 
@@ -110,13 +115,14 @@ static void make_base(struct fuzz_in *in)
 
 	o.type = types[fuzz_u8(in) % 4];
 	o.block_size = block_sizes[fuzz_u8(in) % 6];
-	d.size = o.size = 512 * (1 + fuzz_u16(in) % (MAX_SIZE / 512));
+	o.size = 512 * (1 + fuzz_u16(in) % (MAX_SIZE / 512));
+	memset(&d.layer[0], 0, sizeof(d.layer[0]));
+	memset(d.layer[0].own, true, sizeof(d.layer[0].own));
+	d.layer[0].size = o.size;
 	d.raw = o.type == IMG_RAW;
-	set_layers(1);
 	d.names = 0;
-	memset(d.view, 0, sizeof(d.view));
-	memset(d.own, true, sizeof(d.owns[0]));
-	if (img_create(new_name("base", d.leaf), &o, &err) < 0)
+	set_layers(1);
+	if (img_create(new_name("base", d.leaf->name), &o, &err) < 0)
 		fuzz_die(&err, "no base");
 	open_leaf();
 }
@@ -124,7 +130,7 @@ static void make_base(struct fuzz_in *in)
 /* Part of the disk: anywhere, or on a block's border, or all of it. */
 static void take_range(struct fuzz_in *in, uint64_t *off, uint64_t *len)
 {
-	uint64_t nsec = d.size / 512, sec = fuzz_u16(in) % nsec;
+	uint64_t nsec = d.leaf->size / 512, sec = fuzz_u16(in) % nsec;
 	unsigned how = fuzz_u8(in);
 	uint64_t n = (how & 0x7f) + 1;
 
@@ -149,8 +155,8 @@ static void op_write(struct fuzz_in *in)
 		fuzz_pattern(buf, len, seed);
 	if (img_write(d.c, buf, off, len, seed & 1, &err) < 0)
 		fuzz_die(&err, "write");
-	memcpy(d.view + off, buf, len);
-	memset(d.own + off / 512, true, len / 512);
+	memcpy(d.leaf->view + off, buf, len);
+	memset(d.leaf->own + off / 512, true, len / 512);
 }
 
 static void op_zero(struct fuzz_in *in)
@@ -162,8 +168,8 @@ static void op_zero(struct fuzz_in *in)
 	take_range(in, &off, &len);
 	if (img_zero(d.c, off, len, fua, &err) < 0)
 		fuzz_die(&err, "zero");
-	memset(d.view + off, 0, len);
-	memset(d.own + off / 512, true, len / 512);
+	memset(d.leaf->view + off, 0, len);
+	memset(d.leaf->own + off / 512, true, len / 512);
 }
 
 static void op_trim(struct fuzz_in *in)
@@ -175,8 +181,8 @@ static void op_trim(struct fuzz_in *in)
 	if (img_trim(d.c, off, len, &err) < 0)
 		fuzz_die(&err, "trim");
 	for (uint64_t s = off / 512; s < (off + len) / 512; s++)
-		if (d.own[s])
-			memset(d.view + s * 512, 0, 512);
+		if (d.leaf->own[s])
+			memset(d.leaf->view + s * 512, 0, 512);
 }
 
 /* Requests that no guest may make change nothing. */
@@ -187,34 +193,38 @@ static void op_refused(struct fuzz_in *in)
 	uint64_t off = fuzz_u32(in), len = 512;
 
 	if (fuzz_u8(in) & 1)
-		off += d.size;
+		off += d.leaf->size;
 	else if (d.raw && d.layers == 1)
 		return;
 	else
-		off = off % d.size | 1;
+		off = off % d.leaf->size | 1;
 	if (img_write(d.c, buf, off, len, false, &err) == 0 || img_zero(d.c, off, len, false, &err) == 0 ||
 	    img_trim(d.c, off, len, &err) == 0)
 		fuzz_die(NULL, "a write of %llu bytes at %llu went through", (unsigned long long)len,
 			 (unsigned long long)off);
-	if (off >= d.size && (img_read(d.c, buf, off, len, &err) == 0 ||
+	if (off >= d.leaf->size && (img_read(d.c, buf, off, len, &err) == 0 ||
 			      img_map(d.c, off, len, img_layers(d.c), &run, &err) == 0))
 		fuzz_die(NULL, "a read beyond the end went through");
 }
 
 static void pushed(const char *child)
 {
-	strcpy(d.below[d.layers - 1], d.leaf);
-	strcpy(d.leaf, child);
+	struct layer *l = &d.layer[d.layers];
+
+	memcpy(l->view, d.leaf->view, sizeof(l->view));
+	memset(l->own, false, sizeof(l->own));
+	l->size = d.leaf->size;
+	l->mixed = false;
+	strcpy(l->name, child);
 	set_layers(d.layers + 1);
-	memset(d.own, false, sizeof(d.owns[0]));
 }
 
 /* A checkpoint while the disk is open, and one while it is not. */
 static void op_push(struct fuzz_in *in)
 {
-	struct img_create o = { .type = IMG_DIFFERENCING, .size = d.size };
+	struct img_create o = { .type = IMG_DIFFERENCING, .size = d.leaf->size };
 	const struct img_info *info = img_layer_info(d.c, 0);
-	struct img_open oo = options();
+	struct img_open oo = options(d.layers - 1, false);
 	static const uint8_t none[16];
 	struct img_err err = { 0 };
 	unsigned how = fuzz_u8(in);
@@ -226,15 +236,14 @@ static void op_push(struct fuzz_in *in)
 	new_name("avhd", child);
 	if (how % 4 == 0) {
 		close_leaf();
-		oo.writable = false;
-		if (img_snapshot(fuzz_path(d.leaf), fuzz_path(child), &oo, false, &err) < 0)
+		if (img_snapshot(fuzz_path(d.leaf->name), fuzz_path(child), &oo, false, &err) < 0)
 			fuzz_die(&err, "snapshot");
 		pushed(child);
 		open_leaf();
 		return;
 	}
 	o.block_size = block_sizes[how / 4 % 6];
-	o.parent_path = fuzz_path(d.leaf);
+	o.parent_path = fuzz_path(d.leaf->name);
 	o.parent_uuid = info->has_uuid ? info->uuid : none;
 	if (img_create(fuzz_path(child), &o, &err) < 0 ||
 	    img_push_open(d.c, fuzz_path(child), &layer, &err) < 0)
@@ -259,69 +268,113 @@ static int stop_at(void *ctx, uint64_t done, uint64_t planned)
 	return (*left)-- == 0;
 }
 
-/* Merges what is open; true when it was interrupted. */
-static bool try_merge(unsigned stop)
+enum merged { REFUSED, STOPPED, MERGED };
+
+/* Merges the leaf down to layer TO. After a merge that did not end much may be refused, but nothing may change. */
+static enum merged try_merge(unsigned to, bool del, unsigned stop)
 {
+	struct img_open o = options(d.layers - 1, true);
+	struct img_merge m = { .open = &o, .del = del, .progress = stop_at, .ctx = &stop };
 	struct img_merge_stats plan, stats;
-	struct img_open o = options();
-	struct img_merge opts = { .progress = stop_at, .ctx = &stop };
 	struct img_err err = { 0 };
-	bool stopped;
+	enum merged how = MERGED;
 
 	o.merge = true;
-	if (img_open(&d.c, fuzz_path(d.leaf), &o, &err) < 0 || img_merge_plan(d.c, &opts, &plan, &err) < 0)
+	o.merge_to = fuzz_path(d.layer[to].name);
+	if (img_open(&d.c, fuzz_path(d.leaf->name), &o, &err) < 0)
+		fuzz_die(&err, "does not open for a merge");
+	if (img_merge_plan(d.c, &m, &plan, &err) < 0) {
+		how = REFUSED;
+		for (unsigned i = to; i < d.layers; i++)
+			if (d.layer[i].mixed || d.layer[i].size != d.leaf->size)
+				goto out;
 		fuzz_die(&err, "merge: plan");
-	stopped = img_merge(d.c, &opts, &stats, &err) < 0;
-	if (stopped && err.code != IMG_AGAIN)
-		fuzz_die(&err, "merge");
-	if (!stopped && (stats.bytes != plan.bytes || stats.new_blocks != plan.new_blocks))
+	}
+	if (img_merge(d.c, &m, &stats, &err) < 0) {
+		if (err.code != IMG_AGAIN)
+			fuzz_die(&err, "merge");
+		how = STOPPED;
+	} else if (stats.bytes != plan.bytes || stats.new_blocks != plan.new_blocks) {
 		fuzz_die(NULL, "merged %llu bytes, planned %llu", (unsigned long long)stats.bytes,
 			 (unsigned long long)plan.bytes);
-	compare(d.c, 0, d.size, stopped ? "half a merge" : "a merge, through the child");
+	}
+out:
+	compare(d.c, 0, d.leaf->size, how == MERGED ? "a merge, through the leaf" : "half a merge");
 	close_leaf();
-	return stopped;
+	return how;
 }
 
-static void alone(const char *name)
+/* What is half merged shows itself through the leaf only. */
+static void alone(unsigned n)
 {
-	struct img_open o = { .raw = d.raw && d.layers == 2 };
+	struct img_open o = options(n, false);
 	struct img_err err = { 0 };
 	struct img_chain *c;
 
-	if (img_open(&c, fuzz_path(name), &o, &err) == 0)
-		fuzz_die(NULL, "a half merged parent opens alone");
+	if (img_open(&c, fuzz_path(d.layer[n].name), &o, &err) == 0)
+		fuzz_die(NULL, "a half merged layer opens alone");
 	if (err.code != IMG_AGAIN)
-		fuzz_die(&err, "a half merged parent is refused for a wrong reason");
+		fuzz_die(&err, "a half merged layer is refused for a wrong reason");
+}
+
+static void mixed(unsigned from, unsigned to)
+{
+	for (unsigned i = from; i < to; i++)
+		d.layer[i].mixed = true;
+}
+
+/* Layer TO has all that was above it. */
+static void merged(unsigned to)
+{
+	struct layer *t = &d.layer[to];
+
+	memcpy(t->view, d.leaf->view, sizeof(t->view));
+	t->size = d.leaf->size;
+	t->mixed = false;
+	for (unsigned i = to + 1; i < d.layers; i++)
+		for (unsigned s = 0; s < MAX_SIZE / 512; s++)
+			t->own[s] |= d.layer[i].own[s];
 }
 
 static void op_merge(struct fuzz_in *in)
 {
-	unsigned how = fuzz_u8(in);
-	const char *parent;
+	unsigned how = fuzz_u8(in), top = d.layers - 1, to;
+	bool del = how & 4;
+	enum merged done;
 
 	if (d.layers == 1)
 		return;
-	parent = d.below[d.layers - 2];
+	to = how & 8 ? (how >> 4) % top : top - 1;
 	close_leaf();
-	if (how & 1 && try_merge(how / 4)) {
-		alone(parent);
-		if (how & 2) {
+	if (how & 1 && (done = try_merge(to, del, fuzz_u8(in))) != MERGED) {
+		if (done == STOPPED)
+			mixed(to, top);
+		if (done == STOPPED)
+			alone(to);
+		if (done == REFUSED || how & 2) {
 			/* Goes on as a disk, half merged below. */
 			open_leaf();
 			return;
 		}
-	}
-	if (try_merge(~0u))
-		fuzz_die(NULL, "a merge stopped by itself");
-	if (how & 2) { /* the child stays a while */
+	} else if (how & 1 && del) {
+		merged(to);
+		set_layers(to + 1);
 		open_leaf();
 		return;
 	}
-	(void)unlink(fuzz_path(d.leaf));
-	strcpy(d.leaf, parent);
-	set_layers(d.layers - 1);
-	for (unsigned i = 0; i < MAX_SIZE / 512; i++)
-		d.own[i] |= d.owns[d.layers][i];
+	done = try_merge(to, del, ~0u);
+	if (done == STOPPED)
+		fuzz_die(NULL, "a merge stopped by itself");
+	if (done == MERGED) {
+		merged(to);
+		mixed(to + 1, top);
+	}
+	if (done == MERGED && del) {
+		for (unsigned i = to + 1; i <= top; i++)
+			if (fuzz_exists(d.layer[i].name))
+				fuzz_die(NULL, "a merged file is still there");
+		set_layers(to + 1);
+	}
 	open_leaf();
 }
 
@@ -350,20 +403,20 @@ static void op_map(struct fuzz_in *in)
 	struct img_err err = { 0 };
 	struct img_run run;
 
-	for (uint64_t off = 0; off < d.size; off += run.len) {
-		if (img_map(d.c, off, d.size - off, base, &run, &err) < 0)
+	for (uint64_t off = 0; off < d.leaf->size; off += run.len) {
+		if (img_map(d.c, off, d.leaf->size - off, base, &run, &err) < 0)
 			fuzz_die(&err, "map");
-		if (run.off != off || run.len == 0 || run.len > d.size - off)
+		if (run.off != off || run.len == 0 || run.len > d.leaf->size - off)
 			fuzz_die(NULL, "a run of %llu bytes at %llu", (unsigned long long)run.len,
 				 (unsigned long long)off);
 		if (run.kind == IMG_BELOW_RUN ? base == d.layers :
 		    run.kind == IMG_DATA_RUN  ? run.layer >= base :
-						!bytes_are_zero(d.view + off, run.len))
+						!bytes_are_zero(d.leaf->view + off, run.len))
 			fuzz_die(NULL, "a run of kind %d at %llu is wrong", run.kind,
 				 (unsigned long long)off);
 		if (run.kind == IMG_DATA_RUN && img_read_run(d.c, &run, buf, &err) < 0)
 			fuzz_die(&err, "a run that cannot be read");
-		if (run.kind == IMG_DATA_RUN && memcmp(buf, d.view + off, run.len) != 0)
+		if (run.kind == IMG_DATA_RUN && memcmp(buf, d.leaf->view + off, run.len) != 0)
 			fuzz_die(NULL, "the run at %llu holds something else", (unsigned long long)off);
 	}
 }
@@ -371,25 +424,46 @@ static void op_map(struct fuzz_in *in)
 static void op_sum(struct fuzz_in *in)
 {
 	char got[IMG_SUM_STR], want[IMG_SUM_STR];
-	struct img_sum *s = img_sum_new(d.size);
+	struct img_sum *s = img_sum_new(d.leaf->size);
 	struct img_err err = { 0 };
-	uint64_t split = fuzz_u32(in) % (d.size + 1);
+	uint64_t split = fuzz_u32(in) % (d.leaf->size + 1);
 
 	if (!s || img_sum_chain(d.c, NULL, NULL, got, &err) < 0)
 		fuzz_die(&err, "sum");
-	img_sum_data(s, d.view, split);
-	img_sum_data(s, d.view + split, d.size - split);
+	img_sum_data(s, d.leaf->view, split);
+	img_sum_data(s, d.leaf->view + split, d.leaf->size - split);
 	img_sum_final(s, want);
 	img_sum_free(s);
 	if (strcmp(got, want) != 0)
 		fuzz_die(NULL, "sum %s, wanted %s", got, want);
 }
 
+/* The layers from FROM on are the file NAME now; the old files go. */
+static void replace_layers(unsigned from, const char *name)
+{
+	static struct layer now;
+
+	now = *d.leaf;
+	now.mixed = false;
+	strcpy(now.name, name);
+	for (unsigned i = from; i < d.layers; i++) {
+		char marker[48];
+
+		(void)unlink(fuzz_path(d.layer[i].name));
+		snprintf(marker, sizeof(marker), "%s.merging", d.layer[i].name);
+		(void)unlink(fuzz_path(marker));
+		for (unsigned n = 0; n < MAX_SIZE / 512; n++)
+			now.own[n] |= from == 0 || d.layer[i].own[n];
+	}
+	d.layer[from] = now;
+	set_layers(from + 1);
+}
+
 /* The whole disk goes into a new file of another type, run by run. */
 static void op_convert(struct fuzz_in *in)
 {
 	static const enum img_type types[] = { IMG_DYNAMIC, IMG_FIXED, IMG_RAW };
-	struct img_create o = { .size = d.size };
+	struct img_create o = { .size = d.leaf->size };
 	struct img_err err = { 0 };
 	struct img_new *n;
 	struct img_run run;
@@ -399,8 +473,8 @@ static void op_convert(struct fuzz_in *in)
 	o.block_size = block_sizes[fuzz_u8(in) % 6];
 	if (img_create_begin(&n, new_name("base", name), &o, &err) < 0)
 		fuzz_die(&err, "convert");
-	for (uint64_t off = 0; off < d.size; off += run.len) {
-		if (img_map(d.c, off, d.size - off, d.layers, &run, &err) < 0)
+	for (uint64_t off = 0; off < d.leaf->size; off += run.len) {
+		if (img_map(d.c, off, d.leaf->size - off, d.layers, &run, &err) < 0)
 			fuzz_die(&err, "convert: map");
 		if (run.kind == IMG_ZERO_RUN)
 			continue;
@@ -417,10 +491,110 @@ static void op_convert(struct fuzz_in *in)
 	if (img_create_finish(n, &err) < 0)
 		fuzz_die(&err, "convert: end");
 	close_leaf();
-	strcpy(d.leaf, name);
-	set_layers(1);
+	replace_layers(0, name);
 	d.raw = o.type == IMG_RAW;
-	memset(d.own, true, sizeof(d.owns[0]));
+	open_leaf();
+}
+
+/* Layers from one on become one file, beside the chain, and then take its place. */
+static void op_flatten(struct fuzz_in *in)
+{
+	unsigned from = fuzz_u8(in) % d.layers, left = fuzz_u8(in);
+	struct img_merge m = { .progress = stop_at, .ctx = &left };
+	struct img_merge_stats stats;
+	struct img_err err = { 0 };
+	char name[32];
+
+	if (left & 1)
+		left = ~0u;
+	if (d.layers == 1)
+		return;
+	new_name("flat", name);
+	if (img_flatten(d.c, d.layers - 1 - from, fuzz_path(name), false, &m, &stats, &err) < 0) {
+		if (err.code != IMG_AGAIN || fuzz_exists(name))
+			fuzz_die(&err, "flatten");
+		return;
+	}
+	close_leaf();
+	replace_layers(from, name);
+	if (from == 0)
+		d.raw = false;
+	open_leaf();
+}
+
+/* Behind the old end: what the parent has there, zeros behind its end. */
+static void grown(uint64_t from, uint64_t to)
+{
+	const struct layer *below = d.layers > 1 ? d.leaf - 1 : NULL;
+	uint64_t end = below ? u64_max(from, u64_min(to, below->size)) : from;
+
+	if (below)
+		memcpy(d.leaf->view + from, below->view + from, end - from);
+	memset(d.leaf->view + end, 0, to - end);
+	memset(d.leaf->own + from / 512, d.layers == 1, (to - from) / 512);
+}
+
+static void op_resize(struct fuzz_in *in)
+{
+	struct img_open o = options(d.layers - 1, true);
+	struct img_resize r = { .size = 512 * (1 + fuzz_u16(in) % (MAX_SIZE / 512)) };
+	struct img_err err = { 0 };
+	uint64_t old = d.leaf->size;
+	bool loss = r.size < old && !bytes_are_zero(d.leaf->view + r.size, old - r.size);
+
+	for (unsigned i = 0; i < d.layers; i++)
+		if (d.layer[i].mixed)
+			return;
+	if (d.raw && d.layers == 1)
+		return;
+	close_leaf();
+	if (img_resize(fuzz_path(d.leaf->name), &o, &r, NULL, NULL, &err) < 0) {
+		if (!loss || err.code != IMG_PREFLIGHT)
+			fuzz_die(&err, "resize from %llu to %llu", (unsigned long long)old,
+				 (unsigned long long)r.size);
+	} else if (loss) {
+		fuzz_die(NULL, "shrunk over data");
+	} else {
+		d.leaf->size = r.size;
+		if (r.size > old)
+			grown(old, r.size);
+		else
+			memset(d.leaf->view + r.size, 0, MAX_SIZE - r.size);
+	}
+	open_leaf();
+}
+
+/* The parent moves away, and is found again. */
+static void op_reparent(struct fuzz_in *in)
+{
+	struct img_open o = options(d.layers - 1, false);
+	struct img_reparent_plan plan;
+	struct img_err err = { 0 };
+	struct layer *below = d.leaf - 1;
+	/* A child that is smaller than its parent is taken for another one's. */
+	bool move = fuzz_u8(in) & 1, shrunk = d.layers > 1 && below->size > d.leaf->size;
+	char name[32];
+
+	for (unsigned i = 0; i < d.layers; i++)
+		if (d.layer[i].mixed)
+			return;
+	if (d.layers == 1)
+		return;
+	close_leaf();
+	if (move) {
+		strcpy(name, below->name);
+		(void)rename(fuzz_path(name), new_name("moved", below->name));
+		if (img_open(&d.c, fuzz_path(d.leaf->name), &o, &err) == 0)
+			fuzz_die(NULL, "opens without its parent");
+		memset(&err, 0, sizeof(err));
+	}
+	if (d.layers > 2 && img_reparent(fuzz_path(d.leaf->name), fuzz_path(d.layer[0].name), &o, false, &err) == 0)
+		fuzz_die(NULL, "takes any disk for its parent");
+	memset(&err, 0, sizeof(err));
+	if (img_reparent_plan(fuzz_path(d.leaf->name), fuzz_path(below->name), &o, shrunk, &plan, &err) < 0 ||
+	    (plan.other && !shrunk) || (move && !plan.changes) ||
+	    img_reparent(fuzz_path(d.leaf->name), fuzz_path(below->name), &o, shrunk, &err) < 0)
+		fuzz_die(&err, "reparent: %s", plan.why);
 	open_leaf();
 }
 
@@ -441,6 +615,9 @@ static const struct {
 	{ "a refused request", op_refused, true },
 	{ "a sum", op_sum, false },
 	{ "converting", op_convert, true },
+	{ "flattening", op_flatten, true },
+	{ "resizing", op_resize, true },
+	{ "a move of the parent", op_reparent, true },
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
@@ -452,6 +629,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	for (int n = 0; n < MAX_OPS && in.n; n++) {
 		unsigned op = fuzz_u8(&in) % (sizeof(ops) / sizeof(ops[0]));
 
+		if (getenv("FUZZ_VERBOSE"))
+			fprintf(stderr, "%s; layer %u of %llu bytes\n", ops[op].name, d.layers,
+				(unsigned long long)d.leaf->size);
 		ops[op].run(&in);
 		compare_all(ops[op].name, ops[op].changes && (n % 4 == 3 || in.n == 0));
 	}

@@ -297,11 +297,11 @@ static void change(const struct job *j, struct img_chain **c, struct view *v)
 static void merge(const struct job *j, const struct view *v)
 {
 	struct img_open opts = j->opts;
+	struct img_merge m = { .open = &opts };
 	struct img_merge_stats stats;
 	struct img_err err = { 0 };
 	struct img_chain *c;
 	bool raw = false;
-	struct img_merge merge = { 0 };
 	char *parent = NULL;
 	int rc;
 
@@ -310,7 +310,7 @@ static void merge(const struct job *j, const struct view *v)
 	opts.merge = opts.writable = true;
 	if (img_open(&c, fuzz_path(IMAGE), &opts, &err) < 0)
 		return;
-	rc = img_merge(c, &merge, &stats, &err);
+	rc = img_merge(c, &m, &stats, &err);
 	if (rc == 0) {
 		parent = strdup(img_layer_real(c, 1));
 		raw = img_layer_info(c, 1)->type == IMG_RAW;
