@@ -3,8 +3,11 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "bytes.h"
@@ -13,16 +16,18 @@
 
 static const char help[] =
 	"Usage: vhd-convert [options] --type=raw|fixed|dynamic SRC DST\n"
+	"       vhd-convert [options] --azure SRC DST\n"
 	"Copy a disk, through all its parents, into a new one that stands alone.\n"
 	"\n"
-	"      --type=raw|fixed|dynamic  the format of DST; raw may go to '-'\n"
+	"      --type=raw|fixed|dynamic  the format of DST; raw may go to '-' or to a device\n"
+	"      --azure          fixed, with a size that is a multiple of 1 MiB\n"
 	"      --from=raw       SRC is a raw disk\n"
 	"      --pad            fill the last sector of a raw SRC with zeros\n"
-	"  -f, --force          replace DST if it exists\n"
+	"  -f, --force          replace DST if it exists, or is a device\n"
 	CLI_HELP_CHAIN
 	CLI_HELP_COMMON;
 
-enum { OPT_TYPE = CLI_TOOL, OPT_FROM, OPT_PAD };
+enum { OPT_TYPE = CLI_TOOL, OPT_FROM, OPT_PAD, OPT_AZURE };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -30,17 +35,20 @@ static const struct option options[] = {
 	{ "type", required_argument, NULL, OPT_TYPE },
 	{ "from", required_argument, NULL, OPT_FROM },
 	{ "pad", no_argument, NULL, OPT_PAD },
+	{ "azure", no_argument, NULL, OPT_AZURE },
 	{ "force", no_argument, NULL, 'f' },
 	{ NULL, 0, NULL, 0 },
 };
 
 #define BUF_LEN (1u << 20)
+#define AZURE_UNIT (1u << 20)
 #define ZERO_UNIT 4096u /* zeros of this size and alignment become holes */
 
 struct job {
 	struct cli_common common;
 	struct img_create create;
-	bool typed, pad;
+	bool typed, pad, azure;
+	bool device; /* DST is one: zeros have to be written */
 	const char *src, *dst;
 	struct img_chain *in, *out; /* out NULL: stdout */
 	uint8_t *buf;
@@ -55,8 +63,10 @@ static int put(struct job *j, const uint8_t *buf, uint64_t off, uint64_t len, st
 			 false, err);
 }
 
-static int put_zeros(struct job *j, uint64_t len, struct img_err *err)
+static int put_zeros(struct job *j, uint64_t off, uint64_t len, struct img_err *err)
 {
+	if (j->device && len)
+		return img_zero(j->out, off, len, false, err);
 	memset(j->buf, 0, BUF_LEN);
 	while (!j->out && len) {
 		uint64_t n = u64_min(len, BUF_LEN);
@@ -73,7 +83,7 @@ static int put_sparse(struct job *j, uint64_t off, uint64_t len, struct img_err 
 {
 	uint64_t start = 0, at = 0;
 
-	if (!j->out)
+	if (!j->out || j->device)
 		return put(j, j->buf, off, len, err);
 	while (at < len) {
 		uint64_t n = u64_min(len - at, ZERO_UNIT - (off + at) % ZERO_UNIT);
@@ -99,7 +109,7 @@ static int copy(struct job *j, struct img_err *err)
 		if (img_map(j->in, off, size - off, img_layers(j->in), &run, err) < 0)
 			return -1;
 		if (run.kind != IMG_DATA_RUN) {
-			if (put_zeros(j, run.len, err) < 0)
+			if (put_zeros(j, off, run.len, err) < 0)
 				return -1;
 		} else {
 			run.len = u64_min(run.len, BUF_LEN - off % ZERO_UNIT);
@@ -110,50 +120,117 @@ static int copy(struct job *j, struct img_err *err)
 		}
 		off += run.len;
 		if (cli_progress(&progress, off, size))
-			return img_err_set(err, IMG_AGAIN, "interrupted; nothing was made");
+			return img_err_set(err, IMG_AGAIN, j->device ? "interrupted; the device holds a part" :
+								       "interrupted; nothing was made");
 	}
 	cli_progress_end(&progress, size);
 	return 0;
 }
 
-/* --force must not destroy what is being read. */
+/* --force must not destroy what is being read. A device may have several names. */
 static int check_target(struct job *j, struct img_err *err)
 {
 	struct img_err ignored = { 0 };
+	struct stat st, in;
+	bool same = false;
 
-	if (access(j->dst, F_OK) == 0 && img_find_layer(j->in, j->dst, &ignored) >= 0)
+	if (stat(j->dst, &st) < 0)
+		return 0;
+	same = img_find_layer(j->in, j->dst, &ignored) >= 0;
+	for (unsigned i = 0; i < img_layers(j->in); i++)
+		same |= S_ISBLK(st.st_mode) && stat(img_layer_real(j->in, i), &in) == 0 &&
+			S_ISBLK(in.st_mode) && in.st_rdev == st.st_rdev;
+	if (same)
 		return img_err_set(err, IMG_USAGE, "%s: is a part of the source", j->dst);
+	j->device = S_ISBLK(st.st_mode);
+	return 0;
+}
+
+/* Size is known when this is called. */
+static int to_file(struct job *j, struct img_err *err)
+{
+	struct img_new *n;
+
+	if (img_create_begin(&n, j->dst, &j->create, err) < 0)
+		return -1;
+	j->out = img_new_chain(n);
+	if (copy(j, err) == 0)
+		return img_create_finish(n, err);
+	img_create_abort(n);
+	return -1;
+}
+
+static int check_device(struct job *j, struct img_err *err)
+{
+	if (j->create.type != IMG_RAW)
+		return img_err_set(err, IMG_USAGE, "%s: a device takes only --type=raw: a VHD's footer must end its file",
+				   j->dst);
+	if (!j->create.force)
+		return img_err_set(err, IMG_CANTCREAT, "%s: a device; it is not overwritten without --force",
+				   j->dst);
+	return 0;
+}
+
+/* In place: a device has no other name under which it could become whole. */
+static int to_device(struct job *j, struct img_err *err)
+{
+	struct img_open o = { .writable = true, .raw = true };
+	int rc = -1, claim;
+
+	if (check_device(j, err) < 0)
+		return -1;
+	/* The kernel gives a device that is mounted, or is a part of another, to nobody else this way. */
+	claim = open(j->dst, O_RDONLY | O_EXCL | O_CLOEXEC);
+	if (claim < 0)
+		return errno == EBUSY ?
+			       img_err_set(err, IMG_AGAIN, "%s: in use, perhaps mounted", j->dst) :
+			       img_err_errno(err, errno, "%s", j->dst);
+	if (img_open(&j->out, j->dst, &o, err) < 0)
+		goto out;
+	if (img_size(j->out) < j->create.size)
+		img_err_set(err, IMG_CANTCREAT, "%s: %" PRIu64 " bytes, the disk has %" PRIu64, j->dst,
+			    img_size(j->out), j->create.size);
+	else if (copy(j, err) == 0 &&
+		 put_zeros(j, img_size(j->in), j->create.size - img_size(j->in), err) == 0)
+		rc = img_flush(j->out, err);
+	img_close(j->out);
+out:
+	close(claim);
+	return rc;
+}
+
+static int set_size(struct job *j, struct img_err *err)
+{
+	uint64_t size = img_size(j->in);
+
+	if (size == 0)
+		return img_err_set(err, IMG_DATA, "%s: is empty: no disk", j->src);
+	if (size % SECTOR && j->create.type != IMG_RAW && !j->pad)
+		return img_err_set(err, IMG_DATA,
+				   "%s: its size is no multiple of 512; --pad fills the last sector with zeros",
+				   j->src);
+	if (j->azure)
+		j->create.size = u64_round_up(size, AZURE_UNIT);
+	else
+		j->create.size = j->create.type == IMG_RAW && !j->pad ? size : u64_round_up(size, SECTOR);
 	return 0;
 }
 
 static int convert(struct job *j, struct img_err *err)
 {
-	struct img_new *n = NULL;
 	int rc = -1;
 
-	if (img_size(j->in) == 0)
-		return img_err_set(err, IMG_DATA, "%s: is empty: no disk", j->src);
-	if (img_size(j->in) % SECTOR && j->create.type != IMG_RAW && !j->pad)
-		return img_err_set(err, IMG_DATA,
-				   "%s: its size is no multiple of 512; --pad fills the last sector with zeros",
-				   j->src);
-	j->create.size = j->create.type == IMG_RAW && !j->pad ? img_size(j->in) :
-								u64_round_up(img_size(j->in), SECTOR);
+	if (set_size(j, err) < 0)
+		return -1;
 	j->buf = aligned_alloc(4096, BUF_LEN + ZERO_UNIT);
 	if (!j->buf)
 		return img_err_errno(err, ENOMEM, "convert");
 	if (strcmp(j->dst, "-") == 0) {
 		rc = copy(j, err);
 		if (rc == 0)
-			rc = put_zeros(j, j->create.size - img_size(j->in), err);
-	} else if (check_target(j, err) == 0 &&
-		   img_create_begin(&n, j->dst, &j->create, err) == 0) {
-		j->out = img_new_chain(n);
-		rc = copy(j, err);
-		if (rc == 0)
-			rc = img_create_finish(n, err);
-		else
-			img_create_abort(n);
+			rc = put_zeros(j, img_size(j->in), j->create.size - img_size(j->in), err);
+	} else if (check_target(j, err) == 0) {
+		rc = j->device ? to_device(j, err) : to_file(j, err);
 	}
 	free(j->buf);
 	return rc;
@@ -184,13 +261,18 @@ static void parse(int argc, char **argv, struct job *j)
 		else if (opt == OPT_FROM && strcmp(optarg, "raw") != 0)
 			cli_usage("--from: '%s' is not raw", optarg);
 		j->common.open.raw |= opt == OPT_FROM;
-		j->pad |= opt == OPT_PAD;
+		j->pad |= opt == OPT_PAD || opt == OPT_AZURE;
+		j->azure |= opt == OPT_AZURE;
 		j->create.force |= opt == 'f';
 	}
 	if (argc - optind != 2)
 		cli_usage("SRC and DST are needed");
-	if (!j->typed)
+	if (j->azure && j->typed && j->create.type != IMG_FIXED)
+		cli_usage("--azure makes a fixed disk");
+	if (!j->typed && !j->azure)
 		cli_usage("--type is needed");
+	if (j->azure)
+		j->create.type = IMG_FIXED;
 	j->src = argv[optind];
 	j->dst = argv[optind + 1];
 	if (strcmp(j->dst, "-") == 0) {

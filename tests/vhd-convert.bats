@@ -313,3 +313,113 @@ chain() {
 	(umask 027; vhd-convert --type=dynamic leaf.avhd copy.vhd; vhd-create --size=1M new.vhd)
 	[ "$(stat -c %a copy.vhd new.vhd | sort -u)" = 640 ]
 }
+
+# loop FILE: a block device over it, in $device, until the test ends
+loop() {
+	needs_root
+	need losetup
+	device=$(losetup -f --show "$1" 2>/dev/null) || skip "needs loop devices"
+	loops="${loops-} $device"
+}
+
+teardown() {
+	local l
+	for l in ${loops-}; do
+		losetup -d "$l"
+	done
+}
+
+@test "--azure: fixed, whole mebibytes, the exact size everywhere" {
+	for n in 0 512 1048576 3000320; do
+		size=$((20971520 + n))
+		model make d.vhd --size=$size --fill=9:4K --raw=raw
+		vhd-convert -q --azure d.vhd out.vhd
+		truncate -s $(((size + 1048575) / 1048576 * 1048576)) raw
+		is_raw out.vhd raw
+		sound --strict out.vhd
+		[ "$(stat -c %s out.vhd)" = $(($(stat -c %s raw) + 512)) ]
+		rm raw d.vhd out.vhd
+	done
+}
+
+@test "--azure pads any raw disk, and is no other type" {
+	head -c 1000001 /dev/urandom >in.img
+	vhd-convert -q --azure --from=raw in.img out.vhd
+	truncate -s 1M in.img
+	is_raw out.vhd in.img
+	vhd-convert -q --azure --type=fixed -f --from=raw in.img out.vhd
+	run --separate-stderr vhd-convert --azure --type=dynamic --from=raw in.img no.vhd
+	assert_status 64
+	[ ! -e no.vhd ]
+}
+
+@test "a block device as the source, raw or with a VHD on it" {
+	model make d.vhd --size=8M --block=64K --fill=60:4K --raw=raw
+	cp raw raw.img
+	loop raw.img
+	run --separate-stderr vhd-convert --type=dynamic "$device" out.vhd
+	assert_status 65
+	vhd-convert -q --type=dynamic --from=raw "$device" out.vhd
+	is_raw out.vhd raw
+	loop d.vhd
+	vhd-convert -q --type=raw "$device" out.raw
+	cmp out.raw raw
+}
+
+@test "a block device as the destination: written in place, only with --force, zeros too" {
+	model make d.vhd --size=8M --block=64K --fill=60:4K --raw=raw
+	head -c 9M /dev/urandom >dev.img
+	tail -c 1M dev.img >behind
+	loop dev.img
+	run --separate-stderr vhd-convert --type=raw d.vhd "$device"
+	assert_status 73
+	[[ $stderr == *--force* ]]
+	for t in fixed dynamic; do
+		run --separate-stderr vhd-convert -f --type=$t d.vhd "$device"
+		assert_status 64
+	done
+	vhd-convert -q -f --type=raw d.vhd "$device"
+	cat raw behind | cmp - "$device"
+	[ -b "$device" ]
+}
+
+@test "a block device that is too small, or mounted, is not written" {
+	model make d.vhd --size=8M --block=64K --fill=60:4K
+	truncate -s 4M dev.img
+	loop dev.img
+	run --separate-stderr vhd-convert -f --type=raw d.vhd "$device"
+	assert_status 73
+	need mkfs.ext4
+	truncate -s 16M fs.img
+	mkfs.ext4 -q fs.img
+	loop fs.img
+	mkdir mnt
+	mount "$device" mnt || skip "cannot mount"
+	before=$(sha fs.img)
+	run --separate-stderr vhd-convert -f --type=raw d.vhd "$device"
+	umount mnt
+	assert_status 75
+	e2fsck -fn fs.img >/dev/null
+}
+
+@test "a device is not copied onto itself, by whatever name" {
+	head -c 4M /dev/urandom >dev.img
+	before=$(sha dev.img)
+	loop dev.img
+	mknod other b "$((0x$(stat -c %t "$device")))" "$((0x$(stat -c %T "$device")))"
+	for d in "$device" ./other; do
+		run --separate-stderr vhd-convert -f --type=raw --from=raw "$device" $d
+		assert_status 64
+	done
+	[ "$(sha dev.img)" = "$before" ]
+}
+
+@test "holes of the source cost no time, in a fixed disk and in a chain" {
+	vhd-create --type=fixed --size=2040G f.vhd
+	model write f.vhd --fill=3:4K
+	SECONDS_MAX=10 limited vhd-convert -q --type=dynamic f.vhd d.vhd
+	vhd-snap -q d.vhd --output=d.avhd >/dev/null
+	SECONDS_MAX=10 limited vhd-convert -q --type=fixed d.avhd g.vhd
+	[ "$(du -k g.vhd | cut -f1)" -lt 200 ]
+	model cmp f.vhd g.vhd
+}
