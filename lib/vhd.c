@@ -54,9 +54,14 @@ static int read_footers(struct img *l, struct footers *fs, struct img_err *err)
 	return 0;
 }
 
-/* A front copy belongs to a dynamic disk: a fixed one's guest data may begin with anything. */
+/*
+ * A front copy belongs to a dynamic disk: a fixed one's guest data may begin with anything, also with
+ * what would make it the child of some file of the host.
+ */
 static bool front_counts(const struct footers *fs)
 {
+	if (fs->end_is == VHD_OK && fs->e.type == VHD_FIXED && fs->e.size == fs->end_off)
+		return false;
 	return fs->front_is == VHD_POISONED || fs->front_is == VHD_BAD_VERSION ||
 	       fs->front_is == VHD_BAD_TYPE ||
 	       ((fs->front_is == VHD_OK || fs->front_is == VHD_BAD_CHECKSUM) &&
@@ -92,7 +97,7 @@ static int choose_footer(struct img *l, struct vhd *v, const struct footers *fs,
 	bool front = front_counts(fs), use_end = fs->end_is == VHD_OK;
 	bool front_ok = front && fs->front_is == VHD_OK;
 
-	if (fs->end_is == VHD_POISONED || fs->front_is == VHD_POISONED)
+	if (fs->end_is == VHD_POISONED || (front && fs->front_is == VHD_POISONED))
 		return refuse_footer(l, VHD_POISONED, fs->end_is == VHD_POISONED ? fs->end_off : 0, err);
 	if (use_end && front_ok && !end_is_consistent(fs))
 		use_end = false;
@@ -205,11 +210,16 @@ static int open_sparse(struct img *l, struct vhd *v, struct img_err *err)
 	return 0;
 }
 
-/* An encrypted XenServer disk's bytes mean nothing to us (§18.2). */
-static int check_encrypted(struct img *l, struct img_err *err)
+/* XenServer's disks whose bytes mean nothing to us (§10, §18.2). */
+static int check_xenserver(struct img *l, struct img_err *err)
 {
+	const struct vhd *v = l->state;
 	struct vhd_batmap m;
 
+	if (memcmp(v->footer.creator, "tap", 3) == 0 && v->footer.creator_version == 0x00000001)
+		return img_err_set(err, IMG_DATA,
+				   "%s: made by version 0.1 of XenServer's tapdisk, whose bitmaps have another bit order; not supported",
+				   l->file.path);
 	if (vhd_batmap_find(l, &m, err) < 0)
 		return -1;
 	if (m.encrypted)
@@ -272,7 +282,7 @@ static int open_body(struct img *l, struct vhd *v, struct img_err *err)
 	l->info.size = v->footer.size;
 	if (v->footer.type == VHD_FIXED)
 		return open_fixed(l, v, err);
-	if (open_sparse(l, v, err) < 0 || check_encrypted(l, err) < 0)
+	if (open_sparse(l, v, err) < 0 || check_xenserver(l, err) < 0)
 		return -1;
 	if (v->footer.type == VHD_DIFFERENCING) {
 		v->parent_name =

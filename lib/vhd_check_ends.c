@@ -92,9 +92,10 @@ static int read_ends(struct check *c, struct ends *s, struct img_err *err)
 	return 0;
 }
 
-/* Whether the header that F leads to fits it. */
-static int footer_fits(struct check *c, const struct vhd_footer *f, bool *yes, struct img_err *err)
+/* Whether the header that F leads to fits it. LAX: of both the checksum may be wrong, but all fields agree. */
+static int footer_fits(struct check *c, const struct vhd_footer *f, bool lax, bool *yes, struct img_err *err)
 {
+	enum vhd_verdict is;
 	uint8_t buf[VHD_HEADER_LEN];
 	struct vhd_header h;
 	size_t got;
@@ -104,7 +105,8 @@ static int footer_fits(struct check *c, const struct vhd_footer *f, bool *yes, s
 		return 0;
 	if (io_read_upto(&c->file, buf, sizeof(buf), f->data_off, &got, err) < 0)
 		return -1;
-	*yes = got == sizeof(buf) && vhd_header_decode(buf, &h) == VHD_OK &&
+	is = got == sizeof(buf) ? vhd_header_decode(buf, &h) : VHD_NO_COOKIE;
+	*yes = (is == VHD_OK || (lax && is == VHD_BAD_CHECKSUM)) &&
 	       check_block_size_ok(h.block_size) &&
 	       f->size / h.block_size + (f->size % h.block_size != 0) <= h.entries;
 	return 0;
@@ -115,7 +117,8 @@ static int choose(struct check *c, struct ends *s, bool *end, struct img_err *er
 {
 	bool end_fits, front_fits;
 
-	if (footer_fits(c, &s->e, &end_fits, err) < 0 || footer_fits(c, &s->f, &front_fits, err) < 0)
+	if (footer_fits(c, &s->e, false, &end_fits, err) < 0 ||
+	    footer_fits(c, &s->f, false, &front_fits, err) < 0)
 		return -1;
 	*end = s->e.type == s->f.type && memcmp(s->e.uuid, s->f.uuid, 16) == 0 &&
 	       s->e.data_off == s->f.data_off;
@@ -157,7 +160,7 @@ static int plausible(struct check *c, const struct ends *s, const struct vhd_foo
 	if (s->front_is == VHD_BAD_CHECKSUM && s->end_is == VHD_BAD_CHECKSUM &&
 	    memcmp(s->front, s->end, VHD_FOOTER_LEN) != 0)
 		return 0;
-	return footer_fits(c, f, yes, err);
+	return footer_fits(c, f, true, yes, err);
 }
 
 static void believe(struct check *c, const struct vhd_footer *f, const uint8_t raw[VHD_FOOTER_LEN])
