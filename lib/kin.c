@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 
 #include "img_impl.h"
+#include "undo.h"
 #include "vhd.h"
 
 /* A raw parent has no identity: its children are those that name a file of its name. */
@@ -51,16 +52,21 @@ static bool in_chain(const struct img_chain *c, const struct stat *st)
 	return false;
 }
 
-static int try_file(const struct img_chain *c, const struct img *parent, const char *path,
+/* SETTLE: a change of its link that was cut short is undone first, as the next open would do. */
+static int try_file(const struct img_chain *c, const struct img *parent, const char *path, bool settle,
 		    img_kin_fn *fn, void *ctx, struct img_err *err)
 {
 	struct img_err ignored = { 0 };
 	struct stat st;
 	struct img *l;
+	bool done;
 	int rc = 0;
 
-	if (stat(path, &st) < 0 || !S_ISREG(st.st_mode) || in_chain(c, &st) ||
-	    img_layer_open(&l, path, false, true, RAW_NEVER, &ignored) < 0)
+	if (stat(path, &st) < 0 || !S_ISREG(st.st_mode) || in_chain(c, &st))
+		return 0;
+	if (settle)
+		(void)undo_settle(path, &done, NULL);
+	if (img_layer_open(&l, path, false, true, RAW_NEVER, &ignored) < 0)
 		return 0; /* no disk that anybody could open */
 	if (is_child(l, parent))
 		rc = fn(ctx, l->file.real, err);
@@ -69,7 +75,7 @@ static int try_file(const struct img_chain *c, const struct img *parent, const c
 }
 
 static int search_dir(const struct img_chain *c, const struct img *parent, const char *dir,
-		      img_kin_fn *fn, void *ctx, struct img_err *err)
+		      bool settle, img_kin_fn *fn, void *ctx, struct img_err *err)
 {
 	DIR *d = opendir(dir);
 	struct dirent *e;
@@ -81,7 +87,7 @@ static int search_dir(const struct img_chain *c, const struct img *parent, const
 			rc = img_err_errno(err, ENOMEM, "%s", dir);
 			break;
 		}
-		rc = try_file(c, parent, path, fn, ctx, err);
+		rc = try_file(c, parent, path, settle, fn, ctx, err);
 		free(path);
 	}
 	if (d)
@@ -122,7 +128,7 @@ int img_kin_each(const struct img_chain *c, const struct img *parent, const stru
 	n = kin_dirs(c, parent, opts, dirs);
 	for (int i = 0; i < n; i++) {
 		if (rc == 0)
-			rc = search_dir(c, parent, dirs[i], fn, ctx, err);
+			rc = search_dir(c, parent, dirs[i], opts && !opts->unlocked, fn, ctx, err);
 		free(dirs[i]);
 	}
 	free(dirs);
