@@ -129,7 +129,7 @@ static int report_gap(struct check *c, uint64_t from, uint64_t to, bool trailing
 		data.last = from;
 		if (!c->opts->no_bitmaps && scan_data(c, from, to, &data, err) < 0)
 			return -1;
-		f.mendable = to - u64_round_up(data.last, PAGE) >= GAP_MIN;
+		f.mendable = to >= u64_round_up(data.last, PAGE) + GAP_MIN;
 		EXPECTED(&f, "the footer at %" PRIu64, vhd_footer_place(from));
 		if (f.mendable)
 			c->mend.footers = c->mend.move_end = true;

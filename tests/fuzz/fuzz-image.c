@@ -2,7 +2,8 @@
 /*
  * Any bytes as an image, or as a child and its parent. Nothing may crash, hang or eat memory; and
  * what was opened must behave as a disk: a map covers it without gaps, what a write stored is
- * read back, all else stays, also after closing, after a merge.
+ * read back, all else stays, also after closing, after a merge. What vhd-check finds sound opens; what
+ * it mends is mended, and comes back byte for byte when that is undone.
  *
  * Input: 8 bytes of control, then the file. Control: two bytes of flags; the length of the first
  * file when a parent follows it; where a hole is put into the first file (sector) and its length (64 KiB units),
@@ -11,10 +12,12 @@
 #include "config.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "bytes.h"
 #include "fuzz.h"
@@ -32,6 +35,8 @@ enum {
 	F_PARENT = 256, /* a second file follows */
 	F_JOIN = 512,	/* and is the parent that the first one wants */
 	F_MERGE = 1024,
+	F_REPAIR = 2048,   /* checked, mended, taken back */
+	F_SIDECAR = 4096,  /* the second file is what a change that was cut short left */
 };
 
 struct job {
@@ -93,13 +98,32 @@ static void write_image(const uint8_t *buf, size_t len, uint64_t at, uint64_t ho
 		fuzz_die(NULL, "cannot write the image");
 }
 
+/* Beside the image, sealed: it names this file, and its sum is right. */
+static void write_sidecar(uint8_t *buf, size_t len, bool sealed)
+{
+	XXH128_canonical_t sum;
+	struct statx st;
+
+	if (sealed && len >= 56 &&
+	    statx(AT_FDCWD, fuzz_path(IMAGE), 0, STATX_INO | STATX_BTIME, &st) == 0) {
+		be64_put(buf + 16, st.stx_ino);
+		be64_put(buf + 24, (uint64_t)st.stx_btime.tv_sec * 1000000000u + st.stx_btime.tv_nsec);
+		XXH128_canonicalFromHash(&sum, XXH3_128bits(buf, len - 16));
+		memcpy(buf + len - 16, sum.digest, 16);
+	}
+	fuzz_file(IMAGE ".rollback", buf, len);
+}
+
+static const char *const left_over[] = { PARENT, PARENT ".merging", IMAGE ".rollback", IMAGE ".undo",
+					 IMAGE ".undo.2" };
+
 static void make_files(struct job *j, struct fuzz_in *in, uint8_t *copy)
 {
 	size_t first = fuzz_u16(in);
 	uint64_t at = (uint64_t)fuzz_u16(in) * 512, hole = (uint64_t)fuzz_u8(in) << 16;
 
 	j->seed = fuzz_u8(in);
-	if (!(j->flags & F_PARENT) || first > in->n)
+	if (!(j->flags & (F_PARENT | F_SIDECAR)) || first > in->n)
 		first = in->n;
 	memcpy(copy, in->p, in->n);
 	if (j->flags & F_JOIN)
@@ -109,11 +133,12 @@ static void make_files(struct job *j, struct fuzz_in *in, uint8_t *copy)
 		seal(copy + first, in->n - first);
 	}
 	write_image(copy, first, at, hole);
-	if (j->flags & F_PARENT)
+	for (size_t i = 0; i < sizeof(left_over) / sizeof(left_over[0]); i++)
+		(void)unlink(fuzz_path(left_over[i]));
+	if (j->flags & F_SIDECAR)
+		write_sidecar(copy + first, in->n - first, j->flags & F_SEAL);
+	else if (j->flags & F_PARENT)
 		fuzz_file(PARENT, copy + first, in->n - first);
-	else
-		(void)unlink(fuzz_path(PARENT));
-	(void)unlink(fuzz_path(PARENT ".merging"));
 }
 
 /* Some of the disk: all of a small one, both ends and a few places of a large one. */
@@ -328,6 +353,142 @@ static void merge(const struct job *j, const struct view *v)
 	free(parent);
 }
 
+/* The bytes of a file, as a sum; holes are cheap to read here. */
+static uint64_t file_sum(const char *name)
+{
+	static uint8_t buf[1 << 20];
+	int fd = open(fuzz_path(name), O_RDONLY | O_CLOEXEC);
+	XXH64_hash_t sum = 0;
+	ssize_t n;
+
+	if (fd < 0)
+		fuzz_die(NULL, "%s is gone", name);
+	while ((n = read(fd, buf, sizeof(buf))) > 0)
+		sum = XXH3_64bits_withSeed(buf, (size_t)n, sum + 1);
+	close(fd);
+	return sum;
+}
+
+/* What a check told, one by one. */
+struct told {
+	uint64_t errors, warnings, notes;
+	bool loss;
+	bool no_header; /* it cannot be mended, nor what needs it */
+};
+
+static void told(void *ctx, const struct img_fault *f)
+{
+	struct told *t = ctx;
+
+	if (getenv("FUZZ_VERBOSE"))
+		fprintf(stderr, "%s%s at %lld: found %s, expected %s, loss %s\n", f->id,
+			f->mendable ? " (mendable)" : "", (long long)f->offset, f->found, f->expected,
+			f->loss);
+	t->errors += f->severity == IMG_ERROR;
+	t->warnings += f->severity == IMG_WARNING;
+	t->notes += f->severity == IMG_NOTE;
+	t->no_header |= f->severity == IMG_ERROR && !f->mendable && strncmp(f->id, "header-", 7) == 0;
+	t->loss |= f->loss[0] != '\0';
+	if (!f->id || !f->what || !f->path || !f->id[0] || !f->what[0] ||
+	    strnlen(f->found, IMG_FAULT_TEXT) == IMG_FAULT_TEXT ||
+	    strnlen(f->expected, IMG_FAULT_TEXT) == IMG_FAULT_TEXT ||
+	    strnlen(f->loss, IMG_FAULT_TEXT) == IMG_FAULT_TEXT)
+		fuzz_die(NULL, "a fault without a name, or without an end");
+}
+
+static bool check(struct img_check *o, struct img_check_result *r)
+{
+	struct told t = { 0 };
+	struct img_err err = { 0 };
+
+	o->fault = told;
+	o->ctx = &t;
+	if (img_check(fuzz_path(IMAGE), o, r, &err) < 0)
+		return false;
+	if (t.errors != r->errors || t.warnings != r->warnings || t.notes != r->notes)
+		fuzz_die(NULL, "%llu errors told, %llu counted", (unsigned long long)t.errors,
+			 (unsigned long long)r->errors);
+	return true;
+}
+
+static bool open_and_view(struct view *v)
+{
+	struct img_open o = { .single = true };
+	struct img_err err = { 0 };
+	struct img_chain *c;
+	bool ok;
+
+	if (img_open(&c, fuzz_path(IMAGE), &o, &err) < 0)
+		return false;
+	ok = take_view(c, v, &err);
+	img_close(c);
+	return ok;
+}
+
+/* Mended: a second run finds nothing to mend; --undo brings every byte back. */
+static void mend(struct img_check *o, uint64_t sum)
+{
+	struct img_check_result res, after;
+	struct told t = { 0 };
+	struct img_err err = { 0 };
+	static struct view before, now;
+	bool was_open = open_and_view(&before);
+
+	o->ctx = &t;
+	o->dry_run = true;
+	if (img_repair(fuzz_path(IMAGE), o, &res, &after, &err) == 0 && file_sum(IMAGE) != sum)
+		fuzz_die(NULL, "a dry run changed the file");
+	o->dry_run = false;
+	if (getenv("FUZZ_VERBOSE"))
+		fprintf(stderr, "-- repair\n");
+	memset(&t, 0, sizeof(t));
+	memset(&err, 0, sizeof(err));
+	if (img_repair(fuzz_path(IMAGE), o, &res, &after, &err) < 0) {
+		if (!res.repaired && file_sum(IMAGE) != sum)
+			fuzz_die(&err, "a repair that failed changed the file");
+		return;
+	}
+	if (res.mendable && after.mendable && !t.no_header)
+		fuzz_die(NULL, "%llu faults to be mended are still there", (unsigned long long)after.mendable);
+	if (!res.repaired)
+		return;
+	/* It showed something before, and was told to have lost nothing: it shows the same. */
+	if (was_open && !t.loss && res.errors == 0) {
+		if (!open_and_view(&now))
+			fuzz_die(NULL, "opened before the repair, and does not now");
+		for (unsigned i = 0; i < SPOTS; i++)
+			if (now.len[i] == before.len[i] &&
+			    memcmp(now.buf[i], before.buf[i], before.len[i]) != 0)
+				fuzz_die(NULL, "a repair of warnings changed what the guest sees");
+	}
+	if (img_undo(fuzz_path(IMAGE), false, &err) < 0)
+		fuzz_die(&err, "cannot be undone");
+	if (file_sum(IMAGE) != sum)
+		fuzz_die(NULL, "undone, and not as before");
+}
+
+static void repair(const struct job *j)
+{
+	struct img_check o = { .open = { .parent_anywhere = j->opts.parent_anywhere },
+			       .chain = j->seed & 1,
+			       .no_bitmaps = j->seed & 2 };
+	struct img_check_result r;
+	static struct view v;
+	uint64_t sum;
+
+	o.open.unlocked = j->seed & 4;
+	sum = file_sum(IMAGE);
+	if (!check(&o, &r))
+		return;
+	if (file_sum(IMAGE) != sum)
+		fuzz_die(NULL, "a check changed the file");
+	if (r.errors == 0 && !o.no_bitmaps && !(j->flags & F_SIDECAR) && !open_and_view(&v))
+		fuzz_die(NULL, "sound, and does not open");
+	o.open.unlocked = false;
+	if (!(j->flags & F_SIDECAR))
+		mend(&o, sum);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static uint8_t copy[1 << 20];
@@ -349,6 +510,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		.parent_anywhere = j.flags & F_ANYWHERE,
 		.ignore_saved_state = j.flags & F_SAVED,
 	};
+	if (j.flags & F_REPAIR) {
+		repair(&j);
+		return 0;
+	}
 	if (img_open(&c, fuzz_path(IMAGE), &j.opts, &err) < 0) {
 		if (err.code == 0 || err.code == IMG_BUG || err.msg[0] == '\0')
 			fuzz_die(&err, "refused without a reason");
