@@ -50,8 +50,11 @@ int merge_clean(struct merge *m, struct img_err *err)
 
 	if (!m->opts->del)
 		return img_marker_remove(target, err);
-	/* One file to remove and nobody above it: merged again it is the same again. */
-	if (m->to == 1 && m->grand.n == 0)
+	/*
+	 * One file to remove and nobody above it: merged again it is the same again. Not so when a run that was
+	 * cut short has given the target a second child: then the marker goes last.
+	 */
+	if (m->to == 1 && m->grand.n == 0 && !m->merged)
 		return img_marker_remove(target, err) < 0 ? -1 : remove_layer(m->leaf, err);
 	if (img_marker_write(m->target, m->c->layer[m->to - 1], m->leaf, IMG_MARKER_MERGED, err) < 0)
 		return -1;
