@@ -103,11 +103,21 @@ static int write_markers(struct merge *m, struct img_err *err)
 	return img_marker_write(m->target, m->c->layer[m->to - 1], m->leaf, IMG_MARKER_MERGING, err);
 }
 
+/* The child has grown: so does the target. What is new in it reads as zeros, as it does through the child. */
+static int grow(struct merge *m, struct img_err *err)
+{
+	if (m->target->info.size >= m->leaf->info.size)
+		return 0;
+	if (m->target->ops->resize(m->target, m->leaf->info.size, err) < 0)
+		return -1;
+	return merge_place(m, err);
+}
+
 static int execute(struct merge *m, struct img_err *err)
 {
 	struct img *target = m->target;
 
-	if (write_markers(m, err) < 0 ||
+	if (write_markers(m, err) < 0 || grow(m, err) < 0 ||
 	    target->ops->absorb_extend(target, m->stats, false, err) < 0)
 		return -1;
 	if (merge_walk(m, run_copy, err) < 0 || io_sync(&target->file, err) < 0)

@@ -15,7 +15,8 @@ struct merge {
 	struct img_chain *c;
 	struct img *leaf, *target;
 	unsigned to; /* the target's layer */
-	bool merged; /* by a run that was cut short while it removed files */
+	bool begun;  /* by a run that was cut short */
+	bool merged; /* and that had come as far as to remove files */
 	const struct img_merge *opts;
 	struct img_merge_stats *stats;
 	struct merge_paths grand; /* children of the leaf that get the target as parent */
@@ -33,7 +34,7 @@ int merge_walk(struct merge *m, merge_run *run, struct img_err *err);
 
 /* merge_plan.c: places, sizes, blockers; changes nothing. */
 int merge_plan(struct merge *m, struct img_err *err);
-/* Where everything goes in the target. */
+/* Where everything goes in the target, at its present size. */
 int merge_place(struct merge *m, struct img_err *err);
 
 /* merge_clean.c: the target is whole; markers and files that are not needed any more go. */

@@ -57,8 +57,10 @@ static void check_layers(struct merge *m)
 	for (unsigned i = 0; i <= m->to; i++) {
 		const struct img *l = m->c->layer[i], *above = i ? m->c->layer[i - 1] : NULL;
 
-		if (above && l->info.size != above->info.size)
-			block(m, IMG_DATA, "%s: %" PRIu64 " bytes, its parent %s has %" PRIu64 ": not merged",
+		/* A child may have grown. So may the target, while it was being merged into. */
+		if (above && l->info.size > above->info.size && !(m->begun && l == m->target))
+			block(m, IMG_DATA,
+			      "%s: %" PRIu64 " bytes, its parent %s has %" PRIu64 ": nobody could tell what becomes of the rest",
 			      above->file.path, above->info.size, l->file.path, l->info.size);
 		if (l->info.saved_state && !m->c->ignore_saved_state)
 			block(m, IMG_DATA,
@@ -155,22 +157,35 @@ static int run_place(struct merge *m, const struct img_run *r, struct img_err *e
 int merge_place(struct merge *m, struct img_err *err)
 {
 	m->stats->bytes = 0;
-	if (m->target->ops->absorb_begin(m->target, err) < 0 || merge_walk(m, run_place, err) < 0)
+	if (m->target->ops->absorb_begin(m->target, m->leaf->info.size, err) < 0 ||
+	    merge_walk(m, run_place, err) < 0)
 		return -1;
 	return m->target->ops->absorb_extend(m->target, m->stats, true, err);
 }
 
-int merge_plan(struct merge *m, struct img_err *err)
+/* What an earlier run with this leaf has left: the target's marker, or those of the layers between. */
+static int look_for_markers(struct merge *m, struct img_err *err)
 {
 	struct img_marker marker;
 
-	if (img_marker_read(m->target->file.real, &marker, err) < 0)
+	for (unsigned i = 1; i <= m->to; i++) {
+		if (img_marker_read(m->c->layer[i]->file.real, &marker, err) < 0)
+			return -1;
+		if (memcmp(marker.leaf_uuid, m->leaf->info.uuid, 16) != 0)
+			continue;
+		m->begun |= marker.state == IMG_MARKER_MERGING || marker.state == IMG_MARKER_MIDDLE;
+		m->merged |= marker.state == IMG_MARKER_MERGED && i == m->to;
+	}
+	return 0;
+}
+
+int merge_plan(struct merge *m, struct img_err *err)
+{
+	if (look_for_markers(m, err) < 0)
 		return -1;
-	m->merged = marker.state == IMG_MARKER_MERGED &&
-		    memcmp(marker.leaf_uuid, m->leaf->info.uuid, 16) == 0;
 	check_layers(m);
 	/* What is unfinished leaves footers to be mended. */
-	if (marker.state != IMG_MARKER_MERGING)
+	if (!m->begun)
 		check_sound(m);
 	if (!m->merged && check_strangers(m, err) < 0)
 		return -1;
@@ -178,7 +193,7 @@ int merge_plan(struct merge *m, struct img_err *err)
 	    img_kin_each(m->c, m->leaf, m->opts->open, note_grandchild, m, err) < 0)
 		return -1;
 	/* Sizes that do not fit would make places that do not exist. */
-	if (!m->merged && (!m->blocked || m->leaf->info.size == m->target->info.size)) {
+	if (!m->merged && (!m->blocked || m->leaf->info.size >= m->target->info.size)) {
 		if (merge_place(m, err) < 0)
 			return -1;
 		check_space(m);

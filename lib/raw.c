@@ -85,9 +85,9 @@ static int raw_finish(struct img *l, struct img_err *err)
 	return 0;
 }
 
-static int raw_absorb_begin(struct img *l, struct img_err *err)
+static int raw_absorb_begin(struct img *l, uint64_t size, struct img_err *err)
 {
-	(void)l, (void)err;
+	(void)l, (void)size, (void)err;
 	return 0;
 }
 

@@ -125,7 +125,7 @@ int vhd_build_finish(struct img *l, struct img_err *err);
 int vhd_build_resume(struct img *l, uint64_t off, uint64_t end, struct img_err *err);
 
 /* vhd_absorb.c: the parent's side of a merge. */
-int vhd_absorb_begin(struct img *l, struct img_err *err);
+int vhd_absorb_begin(struct img *l, uint64_t size, struct img_err *err);
 int vhd_absorb_place(struct img *l, uint64_t off, uint64_t len, uint64_t *file_off,
 		     uint64_t *placed, struct img_err *err);
 int vhd_absorb_extend(struct img *l, struct img_merge_stats *stats, bool dry_run,

@@ -24,19 +24,22 @@ struct vhd_absorb {
 	bool open;
 };
 
-int vhd_absorb_begin(struct img *l, struct img_err *err)
+int vhd_absorb_begin(struct img *l, uint64_t size, struct img_err *err)
 {
 	struct vhd *v = l->state;
 	struct vhd_absorb *a;
+	size_t blocks;
 
 	if (l->info.type == IMG_FIXED)
 		return 0;
 	if (vhd_prepare_write(l, err) < 0)
 		return -1;
+	vhd_absorb_end(l);
+	blocks = size / v->block_size + 1;
 	v->absorb = a = calloc(1, sizeof(*a));
 	if (a) {
-		a->place = calloc(v->blocks, sizeof(a->place[0]));
-		a->fresh = calloc(1, v->blocks / 8 + 1);
+		a->place = calloc(blocks, sizeof(a->place[0]));
+		a->fresh = calloc(1, blocks / 8 + 1);
 		a->bitmap = malloc(v->bitmap_len);
 		a->end = v->end;
 	}
@@ -62,9 +65,10 @@ static int place_block(struct img *l, uint32_t block, struct img_err *err)
 {
 	struct vhd *v = l->state;
 	struct vhd_absorb *a = v->absorb;
-	uint64_t off;
+	uint64_t off = 0;
 
-	if (vhd_block_find(l, block, &off, err) < 0)
+	/* Blocks behind the end are there when the layer has its new size. */
+	if (block < v->blocks && vhd_block_find(l, block, &off, err) < 0)
 		return -1;
 	if (!off) {
 		if (vhd_next_place(l, &a->end, &off, err) < 0)

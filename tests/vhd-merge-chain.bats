@@ -330,3 +330,68 @@ killed() {
 	[ "$status" -ne 0 ]
 	cmp leaf.avhd keep.avhd
 }
+
+# grown OPTIONS-OF-BASE: base.vhd of 8 MiB below leaf.avhd, which has become larger and has data there
+grown() {
+	# shellcheck disable=SC2086
+	model make base.vhd --size=8M --fill=20:4K --raw=leaf.raw $1
+	model make leaf.avhd --parent=base.vhd --fill=20:4K --raw=leaf.raw --seed=2
+	vhd-resize -q --size=13M leaf.avhd
+	truncate -s 13M leaf.raw
+	model write leaf.avhd --fill=30:4K --raw=leaf.raw --seed=3
+	is_raw leaf.avhd leaf.raw
+}
+
+@test "a child that has grown makes its parent grow" {
+	grown ""
+	run --separate-stderr vhd-merge --delete leaf.avhd
+	assert_status 0
+	is_raw base.vhd leaf.raw
+	sound base.vhd
+	[ "$(vhd-info --json base.vhd | jq '.files[0].size')" -eq $((13 << 20)) ]
+}
+
+@test "a parent grows beyond the room of its table" {
+	grown --block=64K
+	vhd-merge -q --delete leaf.avhd
+	is_raw base.vhd leaf.raw
+	sound base.vhd
+	vhd-check -q base.vhd
+}
+
+@test "a fixed parent grows" {
+	grown --kind=fixed
+	vhd-merge -q --delete leaf.avhd
+	is_raw base.vhd leaf.raw
+	[ "$(stat -c %s base.vhd)" -eq $(((13 << 20) + 512)) ]
+}
+
+@test "a raw parent grows" {
+	head -c 8M /dev/urandom >base.img
+	cp base.img leaf.raw
+	model make leaf.avhd --parent=base.img --raw-parent --fill=20:4K --raw=leaf.raw
+	vhd-resize -q --size=13M leaf.avhd
+	truncate -s 13M leaf.raw
+	model write leaf.avhd --fill=30:4K --raw=leaf.raw --seed=3
+	vhd-merge -q --delete leaf.avhd
+	cmp base.img leaf.raw
+}
+
+@test "layers that have grown one after the other" {
+	grown ""
+	child=$(vhd-snap -q leaf.avhd)
+	vhd-resize -q --size=20M "$child"
+	truncate -s 20M leaf.raw
+	model write "$child" --fill=30:4K --raw=leaf.raw --seed=4
+	vhd-merge -q --to=base.vhd --delete "$child"
+	is_raw base.vhd leaf.raw
+	sound base.vhd
+}
+
+@test "--dry-run and --output of a child that has grown" {
+	grown ""
+	unchanged base.vhd leaf.avhd -- vhd-merge --dry-run leaf.avhd
+	assert_status 0
+	vhd-merge -q --output=new.vhd leaf.avhd
+	is_raw new.vhd leaf.raw
+}

@@ -35,6 +35,8 @@ KINDS = {  # parent, child
     'fixed': (dict(kind='fixed'), dict(block=65536)),
     'raw': (None, dict(block=65536)),
     'middle': (dict(block=65536), dict(block=65536)),
+    'grown': (dict(block=4096), dict(block=32768)),  # the child is larger, the parent's BAT must move
+    'grownfixed': (dict(kind='fixed'), dict(block=32768)),
     'deep': (dict(block=65536), dict(block=16384)),  # two layers between, merged with --to
 }
 
@@ -73,6 +75,9 @@ class Scene:
                 vhdmodel.fill(mid, rnd, 8, 4096, raw, zeros=2)
                 self.layers.append('mid%d.avhd' % n)
                 below = mid
+        if kind.startswith('grown'):
+            size = 5 << 18
+            os.truncate(raw, size)
         vhdmodel.create(leaf, size, 'differencing', parent=below, raw_parent=kind == 'raw', rnd=rnd, **chi)
         vhdmodel.fill(leaf, rnd, 10, 4096, raw, zeros=4)
         vhdmodel.fill(leaf, rnd, 8, 512, raw, zeros=4)
@@ -101,6 +106,12 @@ class Scene:
             raise SystemExit('%s, %s: %s' % (self.kind, when, text))
         there = os.path.exists('work/leaf.avhd')
         if there and (self.whole() or not self.delete):
+            # Our tool first: what was cut short while a parent grew, every open puts back.
+            p = tool('vhd-sum', 'work/leaf.avhd')
+            if p.returncode:
+                fail('the child does not open: %s' % p.stderr)
+            if p.stdout.split()[0] != self.sums['new']:
+                fail('the child has another sum')
             try:
                 seen = vhdmodel.bytes_of('work/leaf.avhd')
             except vhdmodel.Broken as e:
@@ -108,11 +119,6 @@ class Scene:
             if seen != self.new:
                 bad = next(i for i in range(0, len(seen), 512) if seen[i:i + 512] != self.new[i:i + 512])
                 fail('the child reads differently from offset %d on' % bad)
-            p = tool('vhd-sum', 'work/leaf.avhd')
-            if p.returncode:
-                fail('the child does not open: %s' % p.stderr)
-            if p.stdout.split()[0] != self.sums['new']:
-                fail('the child has another sum')
         elif not self.delete:
             fail('the child is gone')
         p = tool('vhd-sum', 'work/base.vhd')
