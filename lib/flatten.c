@@ -69,6 +69,22 @@ static void options(struct flatten *f, struct img_create *o)
 	o->parent_uuid = f->in->layer[f->base]->info.has_uuid ? f->in->layer[f->base]->info.uuid : none;
 }
 
+/* A disk that only opens below one certain child has no room for another. */
+static int check_below(const struct flatten *f, struct img_err *err)
+{
+	struct img_marker m;
+
+	if (f->base == f->in->n)
+		return 0;
+	if (img_marker_read(f->in->layer[f->base]->file.real, &m, err) < 0)
+		return -1;
+	if (m.state == IMG_MARKER_NONE || m.state == IMG_MARKER_MERGED)
+		return 0;
+	return img_err_set(err, IMG_PREFLIGHT,
+			   "%s: a merge of %s has changed it or is changing it; it can have no other child",
+			   f->in->layer[f->base]->file.path, m.leaf);
+}
+
 int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force,
 		const struct img_merge *opts, struct img_merge_stats *stats, struct img_err *err)
 {
@@ -79,6 +95,8 @@ int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force
 
 	memset(stats, 0, sizeof(*stats));
 	stats->layers = last + 1;
+	if (check_below(&f, err) < 0)
+		return -1;
 	options(&f, &o);
 	f.buf = aligned_alloc(4096, BUF_LEN);
 	if (!f.buf)

@@ -353,8 +353,13 @@ int io_sync(struct io_file *f, struct img_err *err)
 		pthread_mutex_lock(&f->mutex);
 		f->syncing = false;
 		f->finished = mine;
-		if (rc < 0)
+		if (rc < 0) {
 			f->failed = errnum;
+#ifdef POSIX_FADV_DONTNEED
+			/* The kernel may call lost pages clean: whoever reads next shall see the disk. */
+			(void)posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED);
+#endif
+		}
 		pthread_cond_broadcast(&f->done);
 	}
 	pthread_mutex_unlock(&f->mutex);

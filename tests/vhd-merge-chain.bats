@@ -395,3 +395,23 @@ grown() {
 	vhd-merge -q --output=new.vhd leaf.avhd
 	is_raw new.vhd leaf.raw
 }
+
+@test "a hole in the child does not swallow the data behind it" {
+	model make base.vhd --size=8M --fill=200:4K --raw=leaf.raw
+	model make leaf.avhd --parent=base.vhd --fill=1:2M --seq --align=2M --zeros=0 --raw=leaf.raw
+	# The one block ends where the footer's unit begins; its second 64 KiB become a hole.
+	at=$(($(stat -c %s leaf.avhd) / 4096 * 4096 - (2 << 20) + 65536))
+	fallocate -p -o "$at" -l 65536 leaf.avhd
+	fallocate -p -o 65536 -l 65536 leaf.raw
+	is_raw leaf.avhd leaf.raw
+	vhd-merge -q leaf.avhd
+	is_raw base.vhd leaf.raw
+}
+
+@test "--output onto a layer that a merge has changed is refused" {
+	three
+	model make top.avhd --parent=leaf.avhd --fill=20:4K --raw=leaf.raw --seed=9
+	vhd-merge -q --to=base.vhd top.avhd
+	refuses 78 base.vhd mid.avhd leaf.avhd top.avhd -- vhd-merge --to=leaf.avhd --output=new.avhd top.avhd
+	[[ $stderr == *mid.avhd* ]]
+}
