@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# Every operation that changes disks, cut short in every way that a power cut, a full disk, a failed sync or a kill
+# can do it (tests/crash/explore.c). A sample; `make crash-long` takes more. QSM_CRASH_SEED repeats one,
+# QSM_CRASH_STATES is how many for each operation.
+load helper
+
+explore=$QSM_BUILD/tests/crash/explore
+
+# sample OPERATION STATES: that many states of it.
+sample() {
+	run "$explore" --op="$1" --states="${QSM_CRASH_STATES:-$2}" ${QSM_CRASH_SEED:+--seed="$QSM_CRASH_SEED"}
+	printf '# %s\n' "${lines[@]: -2}" >&3
+	assert_status 0
+}
+
+@test "crash: a merge leaves the child's view alone, and the parent whole or unopened" {
+	sample merge 6000
+}
+
+@test "crash: guest writes are there when flushed, old or new when not" {
+	sample guest 8000
+}
+
+@test "crash: a chain made into a new disk" {
+	sample flatten 2500
+}
+
+@test "crash: a resize leaves the old disk or the new one" {
+	sample resize 4000
+}
+
+@test "crash: a new link to a parent is the old one or the new one" {
+	sample reparent 2500
+}
+
+@test "crash: a snapshot is there and whole, or not there" {
+	sample snap 2500
+}
+
+@test "crash: a new disk is there and whole, or not there" {
+	sample create 1500
+}
+
+@test "crash: a disk that is filled before it gets its name" {
+	sample fill 2500
+}
+
+@test "crash: no call that changes files escapes the recording" {
+	local lib=$QSM_BUILD/lib/libimg.a calls=$top/tests/crash/calls unknown known f p
+	comm -23 <(nm -u "$lib" | awk 'NF == 2 { print $2 }' | sort -u) \
+		<(nm "$lib" | awk 'NF == 3 && $2 != "U" { print $3 }' | sort -u) >"$BATS_TEST_TMPDIR/called"
+	[ -s "$BATS_TEST_TMPDIR/called" ]
+	set -f
+	known=$(sed -n 's/^\(changes\|harmless\) //p' "$calls")
+	while read -r f; do
+		for p in $known; do
+			# shellcheck disable=SC2254
+			case $f in
+			$p) continue 2 ;;
+			esac
+		done
+		unknown="$unknown $f"
+	done <"$BATS_TEST_TMPDIR/called"
+	[ -z "$unknown" ] || fail "not in tests/crash/calls:$unknown"
+	# those that change something are really taken
+	for f in $(sed -n 's/^changes //p' "$calls"); do
+		nm "$explore" | grep -q " __wrap_$f\$" || fail "$f: not in record.c"
+		grep -q -- "--wrap=$f\>" "$top/Makefile.am" || fail "$f: not wrapped"
+	done
+}

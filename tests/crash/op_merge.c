@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * One or several layers folded into an ancestor of any kind, with what `vhd-merge` does around it; and a chain made
+ * into a new file.
+ */
+#include "config.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bytes.h"
+#include "ops.h"
+
+#define TARGET "base.vhd"
+#define BELOW "root.vhd"
+#define GRAND "grand.avhd" /* a child of the leaf */
+#define NEW "new.vhd"
+#define MOST 3
+
+static const char *const names[MOST] = { "leaf.avhd", "second.avhd", "third.avhd" };
+
+struct merging {
+	int layers; /* to be merged; names[0] is the leaf */
+	bool del, grand, raw;
+	uint8_t uuid[MOST + 2][16];
+	uint8_t *shows[MOST]; /* what each layer shows */
+	uint8_t *grand_shows;
+	uint8_t store[];
+};
+
+/* A layer over what VIEW shows, which it changes. */
+static void add_layer(struct world *w, const char *name, struct vhd_spec *s, uint8_t *view, uint64_t tag)
+{
+	uint64_t nsec = w->size / SECTOR;
+	uint8_t *own = need(nsec);
+
+	s->size = w->size;
+	s->block_size = random_block_size(w);
+	disk_own(own, w->size, s->block_size, &w->rng);
+	if (s->type == IMG_RAW || s->type == IMG_FIXED)
+		memset(own, 1, nsec);
+	for (uint64_t i = 0; i < nsec; i++) {
+		if (!own[i])
+			continue;
+		if (rng_one_in(&w->rng, 6))
+			memset(view + i * SECTOR, 0, SECTOR);
+		else if (!rng_one_in(&w->rng, 8))
+			disk_fill(view, i * SECTOR, SECTOR, tag);
+	}
+	s->disk = view;
+	s->own = own;
+	disk_layout(s, &w->rng);
+	disk_add(&w->base, name, s, &w->rng);
+	free(own);
+}
+
+static void add_target(struct world *w, struct vhd_spec *p)
+{
+	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_DIFFERENCING, IMG_FIXED, IMG_RAW,
+					       IMG_DYNAMIC, IMG_DIFFERENCING };
+
+	p->type = kinds[rng_below(&w->rng, 6)];
+	random_uuid(p->uuid, &w->rng);
+	if (p->type == IMG_RAW)
+		memset(p->uuid, 0, sizeof(p->uuid));
+	if (p->type == IMG_DIFFERENCING) {
+		struct vhd_spec g = { .type = rng_one_in(&w->rng, 3) ? IMG_RAW : IMG_DYNAMIC };
+
+		if (g.type != IMG_RAW)
+			random_uuid(g.uuid, &w->rng);
+		add_layer(w, BELOW, &g, w->old, 1);
+		memcpy(p->parent_uuid, g.uuid, 16);
+		p->parent = BELOW;
+	}
+	add_layer(w, TARGET, p, w->old, 2);
+}
+
+static void merge_build(struct world *w)
+{
+	struct vhd_spec p = { .size = 0 };
+	uint32_t block_size = random_block_size(w);
+	struct merging *m;
+
+	world_size(w, random_size(w, block_size));
+	w->op = m = need(sizeof(*m) + (MOST + 1) * w->size);
+	m->layers = rng_one_in(&w->rng, 2) ? 1 : 1 + (int)rng_below(&w->rng, MOST);
+	m->del = rng_one_in(&w->rng, 2);
+	m->grand = m->del && rng_one_in(&w->rng, 3);
+	add_target(w, &p);
+	m->raw = p.type == IMG_RAW;
+	memcpy(w->view, w->old, w->size);
+	for (int i = m->layers - 1; i >= 0; i--) {
+		struct vhd_spec c = { .type = IMG_DIFFERENCING };
+
+		c.parent = i == m->layers - 1 ? TARGET : names[i + 1];
+		memcpy(c.parent_uuid, p.uuid, 16);
+		random_uuid(c.uuid, &w->rng);
+		add_layer(w, names[i], &c, w->view, 3 + (uint64_t)i);
+		m->shows[i] = m->store + w->size * (uint64_t)i;
+		memcpy(m->shows[i], w->view, w->size);
+		memcpy(p.uuid, c.uuid, 16);
+	}
+	m->grand_shows = m->store + w->size * MOST;
+	memcpy(m->grand_shows, w->view, w->size);
+	if (m->grand) {
+		struct vhd_spec c = { .type = IMG_DIFFERENCING, .parent = names[0] };
+
+		memcpy(c.parent_uuid, p.uuid, 16);
+		random_uuid(c.uuid, &w->rng);
+		add_layer(w, GRAND, &c, m->grand_shows, 9);
+	}
+}
+
+/* What vhd-merge --to=TARGET [--delete] does. */
+static int merge_run(struct world *w, void *ctx, bool again, struct img_err *err)
+{
+	struct merging *m = w->op;
+	char target[2 * FS_PATH];
+	struct img_open o = { .writable = true, .merge = true, .merge_to = target };
+	struct img_merge opts = { .open = &o, .del = m->del };
+	struct img_merge_stats stats;
+	struct img_chain *c;
+	bool done = false;
+	char *into = NULL;
+	int rc;
+
+	(void)ctx;
+	snprintf(target, sizeof(target), "%s", in_dir(w, TARGET));
+	if (img_open(&c, in_dir(w, names[0]), &o, err) == 0) {
+		rc = img_merge(c, &opts, &stats, err);
+		img_close(c);
+		return rc;
+	}
+	if (err->code != IMG_NOINPUT || !again || !m->del)
+		return -1;
+	struct img_err e = { 0 };
+
+	if (img_merge_clean_up(in_dir(w, names[0]), target, &o, &done, &into, &e) < 0) {
+		*err = e;
+		return -1;
+	}
+	free(into);
+	/* All was done already: the leaf is not there any more. */
+	return done || !exists(w, names[0]) ? 0 : -1;
+}
+
+/* Alone the target is the old disk, the merged one, or refused: never anything in between. */
+static bool target_holds(struct world *w, bool done)
+{
+	struct img_open o = { .raw = ((struct merging *)w->op)->raw };
+	struct img_err err = { 0 };
+	struct img_chain *c;
+	bool sound;
+
+	if (disk_read(in_dir(w, TARGET), &o, w->buf, w->size, &err) < 0)
+		return (!done && err.code == IMG_AGAIN) || wrong(w, "the target alone: %d, %s", err.code, err.msg);
+	if (disk_differs(w->buf, w->view, w->size) >= 0 &&
+	    (done || disk_differs(w->buf, w->old, w->size) >= 0))
+		return wrong(w, "the target alone is neither the old disk nor the merged one: sector %lld",
+			     (long long)disk_differs(w->buf, w->view, w->size));
+	if (!done)
+		return true;
+	if (img_open(&c, in_dir(w, TARGET), &o, &err) < 0)
+		return wrong(w, "the target: %s", err.msg);
+	sound = !img_layer_info(c, 0)->unsound && !img_layer_info(c, 0)->warning;
+	if (!sound)
+		wrong(w, "the merged target: %s", img_layer_info(c, 0)->warning);
+	img_close(c);
+	return sound;
+}
+
+/* A layer between shows what it showed, or nothing. */
+static bool middle_holds(struct world *w, int i)
+{
+	struct merging *m = w->op;
+	struct img_open o = { .writable = false };
+	struct img_err err = { 0 };
+
+	if (disk_read(in_dir(w, names[i]), &o, w->buf, w->size, &err) < 0)
+		return true;
+	return disk_differs(w->buf, m->shows[i], w->size) < 0 ||
+	       wrong(w, "%s shows something that it never was, from sector %lld on", names[i],
+		     (long long)disk_differs(w->buf, m->shows[i], w->size));
+}
+
+static bool nothing_left(struct world *w)
+{
+	struct merging *m = w->op;
+
+	for (int i = 0; i < m->layers; i++)
+		if (m->del && exists(w, names[i]))
+			return wrong(w, "%s was to be deleted", names[i]);
+	return !exists(w, TARGET ".merging") || wrong(w, "the marker is still there");
+}
+
+static bool merge_check(struct world *w, void *ctx, const struct when *when)
+{
+	struct merging *m = w->op;
+	struct img_open o = { .raw = m->raw };
+	struct img_err err = { 0 };
+	bool ok = true;
+
+	(void)ctx;
+	if (when->done && !nothing_left(w))
+		return false;
+	if (!when->done || !m->del)
+		ok = shows(w, names[0], w->view, w->size);
+	/* A rest of a merged chain need not open once the target stands for it. */
+	if (!ok && m->del)
+		ok = disk_read(in_dir(w, TARGET), &o, w->buf, w->size, &err) == 0 &&
+		     disk_differs(w->buf, w->view, w->size) < 0 && !opens(w, names[0]);
+	for (int i = 1; ok && i < m->layers; i++)
+		ok = middle_holds(w, i);
+	if (ok && m->grand)
+		ok = shows(w, GRAND, m->grand_shows, w->size);
+	return ok && target_holds(w, when->done);
+}
+
+static void flatten_build(struct world *w)
+{
+	merge_build(w);
+	((struct merging *)w->op)->del = false;
+}
+
+static int flatten_run(struct world *w, void *ctx, bool again, struct img_err *err)
+{
+	struct img_open o = { .writable = false };
+	struct img_merge opts = { .open = &o };
+	struct img_merge_stats stats;
+	struct img_chain *c;
+	int rc;
+
+	(void)ctx;
+	if (img_open(&c, in_dir(w, names[0]), &o, err) < 0)
+		return -1;
+	rc = img_flatten(c, img_layers(c) - 1, in_dir(w, NEW), again && exists(w, NEW), &opts, &stats, err);
+	img_close(c);
+	return rc;
+}
+
+static bool flatten_check(struct world *w, void *ctx, const struct when *when)
+{
+	(void)ctx;
+	if (!shows(w, names[0], w->view, w->size))
+		return false;
+	if (!exists(w, NEW))
+		return !when->done || wrong(w, "no new file");
+	return shows(w, NEW, w->view, w->size);
+}
+
+const struct op op_merge = { .name = "merge",
+			     .build = merge_build,
+			     .run = merge_run,
+			     .check = merge_check };
+const struct op op_flatten = { .name = "flatten",
+			       .build = flatten_build,
+			       .run = flatten_run,
+			       .check = flatten_check };
