@@ -16,6 +16,17 @@ static uint32_t checksum(const uint8_t *buf, size_t len, size_t at)
 	return ~sum;
 }
 
+/* Versions 0.1 and 1.1 of XenServer's tapdisk hid a disk without a new checksum (§5.1). */
+static bool footer_sum_ok(const uint8_t buf[VHD_FOOTER_LEN])
+{
+	uint32_t sum = checksum(buf, VHD_FOOTER_LEN, 64), version = be32_get(buf + 32);
+
+	if (sum == be32_get(buf + 64))
+		return true;
+	return memcmp(buf + 28, "tap", 3) == 0 && (version == 0x00000001 || version == 0x00010001) &&
+	       sum + buf[85] == be32_get(buf + 64);
+}
+
 enum vhd_verdict vhd_footer_decode(const uint8_t buf[VHD_FOOTER_LEN], struct vhd_footer *f)
 {
 	struct vhd_footer t;
@@ -45,7 +56,7 @@ enum vhd_verdict vhd_footer_decode(const uint8_t buf[VHD_FOOTER_LEN], struct vhd
 	if (t.type != VHD_FIXED && t.type != VHD_DYNAMIC && t.type != VHD_DIFFERENCING)
 		return VHD_BAD_TYPE;
 	*f = t;
-	return checksum(buf, VHD_FOOTER_LEN, 64) == be32_get(buf + 64) ? VHD_OK : VHD_BAD_CHECKSUM;
+	return footer_sum_ok(buf) ? VHD_OK : VHD_BAD_CHECKSUM;
 }
 
 void vhd_footer_seal(uint8_t buf[VHD_FOOTER_LEN])

@@ -181,8 +181,9 @@ static int print_map(const struct job *j, struct img_chain *c, struct img_err *e
 	int rc = 0;
 
 	fputs(j->json ? ",\"map\":[" : "  map (offset, length, kind, layer, offset in its file)\n", stdout);
-	for (uint64_t off = 0; off < size && rc == 0 && !cli_interrupted(); off += run.len) {
-		rc = img_map(c, off, size - off, img_layers(c), &run, err);
+	for (uint64_t off = 0; off < size && rc == 0; off += run.len) {
+		rc = cli_interrupted() ? img_err_set(err, IMG_AGAIN, "interrupted") :
+					 img_map(c, off, size - off, img_layers(c), &run, err);
 		if (rc == 0)
 			print_run(j, &run, off == 0);
 	}

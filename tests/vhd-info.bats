@@ -408,3 +408,37 @@ chain() {
 	assert_output_has dynamic
 	[ -z "$stderr" ]
 }
+
+@test "an interrupted map is no success" {
+	model make big.vhd --size=64M --block=4K --fill=8000:4K --zeros=0
+	mkfifo out
+	vhd-info --map big.vhd >out 2>err &
+	pid=$!
+	exec 8<out
+	read -r _ <&8
+	kill -TERM $pid
+	cat <&8 >/dev/null
+	exec 8<&-
+	status=0
+	wait $pid || status=$?
+	[ "$status" -eq 75 ] || [ "$status" -eq 74 ] || fail "status $status"
+	[ -s err ]
+}
+
+@test "--map of a chain with a shorter parent: zeros behind its end" {
+	model make small.vhd --size=4M --fill=1024:4K --seq --zeros=0
+	model make child.avhd --parent=small.vhd --size=8M --fill=1:4K --seq
+	run --separate-stderr vhd-info --map --json child.avhd
+	assert_status 0
+	[ "$(json '.files[0].map[-1] | [.offset, .length, .type] | map(tostring) | join(" ")')" = "4194304 4194304 zero" ]
+	[ "$(json '.files[0].map[0] | [.type, .layer] | map(tostring) | join(" ")')" = "data 0" ]
+	[ "$(json '.files[0].map[1].layer')" = 1 ]
+}
+
+@test "--map walks a table of 2040 GiB in little memory and time" {
+	vhd-create --size=2040G --block-size=512K big.vhd
+	model write big.vhd --fill=3:4K --seq --zeros=0
+	MEMORY=60000 SECONDS_MAX=10 run --separate-stderr limited vhd-info --map --json big.vhd
+	assert_status 0
+	[ "$(json '[.files[0].map[].length] | add')" = $((2040 << 30)) ]
+}
