@@ -399,9 +399,9 @@ grown() {
 @test "a hole in the child does not swallow the data behind it" {
 	model make base.vhd --size=8M --fill=200:4K --raw=leaf.raw
 	model make leaf.avhd --parent=base.vhd --fill=1:2M --seq --align=2M --zeros=0 --raw=leaf.raw
-	at=$("$python" -c 'print(open("leaf.avhd", "rb").read().index(open("leaf.raw", "rb").read()[65536:131072]))')
+	at=$("$python" -c 'print(open("leaf.avhd", "rb").read().index(open("leaf.raw", "rb").read()[1998848:2064384]))')
 	fallocate -p -o "$at" -l 65536 leaf.avhd
-	fallocate -p -o 65536 -l 65536 leaf.raw
+	fallocate -p -o 1998848 -l 65536 leaf.raw
 	is_raw leaf.avhd leaf.raw
 	vhd-merge -q leaf.avhd
 	is_raw base.vhd leaf.raw
