@@ -69,6 +69,20 @@ static void check_layers(struct merge *m)
 	}
 }
 
+/* A raw disk is known to its child by its size only: the size that the child has or was made with. */
+static void check_raw_target(struct merge *m)
+{
+	const struct img *above = m->c->layer[m->to - 1];
+	uint64_t size = m->leaf->info.size;
+
+	if (m->target->info.has_uuid || m->target->info.size >= size || above->info.size == size ||
+	    above->info.original_size == size)
+		return;
+	block(m, IMG_PREFLIGHT,
+	      "%s: a raw disk: once it has %" PRIu64 " bytes, its child %s would not find it any more; merge into that one first",
+	      m->target->file.path, size, above->file.path);
+}
+
 static void check_sound(struct merge *m)
 {
 	for (unsigned i = 0; i <= m->to; i++) {
@@ -184,6 +198,7 @@ int merge_plan(struct merge *m, struct img_err *err)
 	if (look_for_markers(m, err) < 0)
 		return -1;
 	check_layers(m);
+	check_raw_target(m);
 	/* What is unfinished leaves footers to be mended. */
 	if (!m->begun)
 		check_sound(m);
