@@ -258,15 +258,8 @@ int img_resize(const char *path, const struct img_open *opts, struct img_resize 
 	       struct img_err *err);
 
 /*
- * A file, not of this chain, that names LAYER as its parent: in that layer's folder, or in those where parents
- * may lie. *CHILD is malloc'd, NULL when none was found.
- */
-int img_find_child(const struct img_chain *c, unsigned layer, const struct img_open *opts, char **child,
-		   struct img_err *err);
-
-/*
  * The link of CHILD to its parent, written anew. Refused when PARENT is not the one that CHILD
- * names (UUID and size; a raw parent's size), unless FORCE: then its UUID is taken over; loops and
+ * names (UUID, and not larger unless the child has shrunk; a raw parent's size), unless FORCE: then its UUID is taken over; loops and
  * chains that are too deep always. OPTS says where PARENT's own parents may lie; with .unlocked
  * the caller holds the locks of PARENT and all below. Crash-safe: old or new.
  */

@@ -22,23 +22,37 @@ static int check_size(const char *path, uint64_t size, struct img_err *err)
 	return 0;
 }
 
+static int note_child(void *ctx, const char *path, struct img_err *err)
+{
+	const struct img *l = ctx;
+
+	return img_err_set(err, IMG_PREFLIGHT,
+			   "%s: %s is its child and would have another size; resized only with --force",
+			   l->file.path, path);
+}
+
 static int check_dependants(struct img_chain *c, const struct img_open *opts, struct img_err *err)
 {
-	const struct img *l = c->layer[0];
-	char *child;
+	struct img *l = c->layer[0];
 
 	if (l->info.saved_state)
 		return img_err_set(err, IMG_PREFLIGHT,
 				   "%s: a saved state of a virtual machine depends on it (footer byte 84); resized only with --force",
 				   l->file.path);
-	if (img_find_child(c, 0, opts, &child, err) < 0)
-		return -1;
-	if (child)
-		img_err_set(err, IMG_PREFLIGHT,
-			    "%s: %s is its child and would have another size; resized only with --force",
-			    l->file.path, child);
-	free(child);
-	return child ? -1 : 0;
+	return img_kin_each(c, l, opts, note_child, l, err);
+}
+
+/* Without its own or its first size no child would know a raw parent any more. */
+static int check_raw_parent(struct img_chain *c, uint64_t size, struct img_err *err)
+{
+	const struct img *l = c->layer[0], *p = c->n > 1 ? c->layer[1] : NULL;
+
+	if (!p || p->info.has_uuid || p->info.size == size || p->info.size == l->info.original_size)
+		return 0;
+	return img_err_set(err, IMG_PREFLIGHT,
+			   "%s: its raw parent %s is known by its size alone, %" PRIu64
+			   " bytes: with another size it would not be found", l->file.path, p->file.path,
+			   p->info.size);
 }
 
 static int found(struct img_chain *c, uint64_t off, const uint8_t *buf, uint64_t size, struct img_err *err)
@@ -99,6 +113,7 @@ int img_resize(const char *path, const struct img_open *opts, struct img_resize 
 	if (r->size == r->old_size)
 		rc = 0;
 	else if ((r->force || check_dependants(c, opts, err) == 0) &&
+		 check_raw_parent(c, r->size, err) == 0 &&
 		 (r->size > r->old_size || check_tail(c, r->size, progress, ctx, err) == 0))
 		rc = r->dry_run ? 0 : l->ops->resize(l, r->size, err);
 	r->file_size = l->info.file_size;

@@ -50,7 +50,7 @@ static bool is_the_one(const struct img_info *child, const struct img_info *pare
 		snprintf(why, size, "the child wants UUID %s, this is a raw disk", want);
 	else if (memcmp(child->parent_uuid, parent->uuid, 16) != 0)
 		snprintf(why, size, "its UUID is %s, the child wants %s", got, want);
-	else if (parent->size > child->size)
+	else if (parent->size > child->size && parent->size != child->original_size)
 		snprintf(why, size, "%" PRIu64 " bytes, the child has %" PRIu64, parent->size, child->size);
 	else
 		return true;

@@ -174,6 +174,15 @@ text_of() {
 	linked new.vhd
 }
 
+@test "a larger parent is right for a child that has shrunk" {
+	model make base.vhd --size=8M --block=64K
+	model make leaf.avhd --parent=base.vhd --block=64K --fill=9:512 --seq
+	vhd-resize -q --size=1M leaf.avhd
+	mv base.vhd new.vhd
+	vhd-reparent --parent=new.vhd leaf.avhd
+	vhd-sum leaf.avhd
+}
+
 @test "raw parents: only the size tells" {
 	truncate -s 4M disk.img
 	model make leaf.avhd --parent=disk.img --raw-parent --size=4M --fill=9:512 --raw=leaf.raw

@@ -131,6 +131,17 @@ refuses() {
 	assert_status 65
 }
 
+@test "no size by which a raw parent would not be found" {
+	truncate -s 4M base.img
+	model make leaf.avhd --parent=base.img --raw-parent --size=4M --fill=9:512 --seq
+	vhd-resize -q --size=6M leaf.avhd
+	vhd-merge -q leaf.avhd >/dev/null
+	for s in 2M 8M; do
+		refuses 78 raw leaf.avhd vhd-resize --size=$s leaf.avhd
+	done
+	vhd-sum leaf.avhd
+}
+
 @test "a fixed disk grows: the old footer does not show" {
 	model make f.vhd --kind=fixed --size=4M --fill=40:4K --raw=raw
 	resized f.vhd $((5 << 20))
