@@ -167,6 +167,11 @@ d_preflight() { # VERSION BYTES NETWORK…
 	[ -n "$q_local" ] || d_preflight_vm "$@"
 }
 
+# How long does it take to get this here?
+d_probe() {
+	wc -c
+}
+
 d_preflight_folder() {
 	if [ ! -d "$q_dir" ]; then
 		d_block "$(uname -n): there is no folder $q_dir"

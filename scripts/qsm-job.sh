@@ -136,7 +136,7 @@ note() { # WORD…
 
 replay_reset() {
 	j_open='' j_checkpoint='' j_copied=' ' j_pausing='' j_yielding='' j_yielded='' j_resumed=''
-	j_aborted='' j_rolledback='' j_finished='' j_deleted='' j_settled='' j_stages=''
+	j_predicted='' j_aborted='' j_rolledback='''' j_finished='' j_deleted='' j_settled='' j_stages=''
 }
 
 # What the journal says of the last attempt: sets j_*.
@@ -155,6 +155,7 @@ replay() {
 			replay_reset
 			j_open=1
 			;;
+		predicted) j_predicted=${j_args#-} ;;
 		checkpoint) j_checkpoint=1 ;;
 		copied) j_copied="$j_copied$j_args " ;;
 		pausing) j_pausing=$j_args j_yielding='' ;;

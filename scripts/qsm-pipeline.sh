@@ -152,6 +152,26 @@ destination() { # ARGUMENT
 	[ -n "$far_local" ] || dest=$far_host:$far_dir
 }
 
+# Bytes a second of a rate as --rate-limit takes it.
+rate_of() { # RATE
+	case $1 in
+	*bit)
+		rate=${1%[kKmMgG]bit}
+		number "$rate" || return 1
+		case $1 in
+		*[kK]bit) rate=$((rate * 125)) ;;
+		*[mM]bit) rate=$((rate * 125000)) ;;
+		*) rate=$((rate * 125000000)) ;;
+		esac
+		;;
+	*)
+		size_of "$1" || return 1
+		rate=$size
+		;;
+	esac
+}
+rate=0
+
 check_options() {
 	case $opt_hypervisor in
 	*[!A-Za-z0-9_-]*) misuse "--hypervisor=$opt_hypervisor: letters, digits, - and _ are wanted" ;;
@@ -199,6 +219,7 @@ status() {
 		v("v_uuid"; .uuid), v("v_state"; .state), v("v_reason"; .reason), v("v_owner"; .owner),
 		v("v_token"; .token), v("v_starts"; .starts),
 		v("v_saved_mode"; .saved.mode), v("v_saved"; .saved.bytes // 0),
+		v("v_resident"; .resident // .memory // 0), v("v_written"; [.disks[].written // 0] | add // 0),
 		v("v_parents"; .parent_dirs // [] | join(":")), v("v_memory"; .memory // 0),
 		v("v_ndisks"; .disks | length),
 		(.disks | to_entries[] | "v_\(.key)_" as $p | .value
@@ -213,7 +234,7 @@ status() {
 }
 parent_path=${QSM_PARENT_PATH:-}
 v_parents='' v_uuid='' v_state='' v_reason='' v_owner='' v_token='' v_starts=0 v_memory=0 v_ndisks=0
-v_saved_mode='' v_saved=0
+v_saved_mode='' v_saved=0 v_resident=0 v_written=0
 
 must_status() {
 	status || die 81 "hv-$opt_hypervisor does not tell the state of $opt_vm"
@@ -518,7 +539,10 @@ move() {
 		stage=preflight
 		preflight
 		[ ! -s "$tmp/blockers" ] || refuse
+		predict
 		new_attempt
+		note predicted "${predicted:--}"
+		j_predicted=$predicted
 		end_stage 0
 	fi
 	[ -n "$j_yielded" ] || go
@@ -570,6 +594,7 @@ find_job
 if [ -n "$opt_plan" ]; then
 	tmp=$(mktemp -d) || die 73 "cannot make a temporary folder"
 	preflight
+	predict
 	show_plan
 fi
 open_job

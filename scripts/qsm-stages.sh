@@ -145,6 +145,54 @@ preflight_far() {
 	esac
 }
 
+# How long the guest will stand still, in hundredths of a second; nothing where that cannot be told. The
+# link is measured with a little data, the guest with what it writes in a second. It stands still while
+# its memory and what it will have written during the copy are sent, and loaded and merged there (400 MiB
+# a second is a modest guess), and for a few calls and the start of a QEMU.
+predict() {
+	predicted='' predict_delta=0 predict_rate=0
+	[ ! -s "$tmp/blockers" ] || return 0
+	if [ "$v_state" != running ]; then
+		predicted=0
+		return
+	fi
+	clock
+	predict_from=$now predict_wrote=$v_written
+	probe 0 || return 0
+	predict_call=$probe_time
+	probe 2097152 || return 0
+	[ "$probe_time" -ge $((predict_call + 20)) ] || probe 33554432 || return 0
+	predict_rate=$((probe_bytes * 100 / (probe_time > predict_call ? probe_time - predict_call : 1)))
+	clock
+	[ $((now - predict_from)) -ge 100 ] || pause_for 1
+	status || return 0
+	clock
+	predict_writes=$(((v_written - predict_wrote) * 100 / (now - predict_from)))
+	predict_copy=$predict_rate
+	if rate_of "${opt_rate#*=}" && [ "$rate" -gt 0 ] && [ "$rate" -lt "$predict_copy" ]; then
+		predict_copy=$rate
+	fi
+	[ "$predict_copy" -gt 0 ] || return 0
+	predict_time=$((plan_bytes * 100 / predict_copy))
+	predict_delta=$((predict_time * predict_writes / 100))
+	# What is written twice is sent once.
+	[ "$predict_delta" -le "$plan_bytes" ] || predict_delta=$plan_bytes
+	predicted=$((v_resident + predict_delta))
+	predicted=$((predicted * 100 / predict_rate + predicted / 4194304 + 4 * predict_call + 50))
+}
+predicted='' predict_delta=0 predict_rate=0
+
+# Sets probe_time: how long BYTES took to the destination, with a call.
+probe() { # BYTES
+	head -c "$1" /dev/urandom >"$tmp/probe" && far_call d_probe >"$tmp/probe.call" || return
+	clock
+	probe_from=$now
+	probe_bytes=$(cat -- "$tmp/probe.call" "$tmp/probe" | far_run) && number "$probe_bytes" || return
+	clock
+	probe_time=$((now - probe_from))
+	rm -f -- "$tmp/probe"
+}
+
 number() { # TEXT
 	case $1 in
 	'' | *[!0-9]* | ????????????????????*) return 1 ;;
@@ -155,12 +203,16 @@ plan_json() {
 	jq -n --rawfile b "$tmp/blockers" --slurpfile d "$tmp/disks" --arg vm "$opt_vm" --arg uuid "$v_uuid" \
 		--arg state "$v_state" --arg dest "$dest" --argjson bytes "$plan_bytes" \
 		--argjson memory "$v_memory" --arg free "$far_free" --arg version "$far_version" \
-		--argjson skew "$skew" '
+		--argjson skew "$skew" --arg predicted "$predicted" --argjson rate "$predict_rate" \
+		--argjson delta "$predict_delta" --argjson state_bytes "$([ "$v_state" = running ] && echo "$v_resident" || echo "$state_bytes")" '
 		($b | split("\n")[:-1]) as $b
 		| {version: 1, plan: true, ok: ($b == []), vm: $vm, uuid: $uuid, state: $state, destination: $dest,
 		   blockers: $b, disks: $d, bytes: $bytes, memory: $memory,
 		   destination_free: (if $free == "" then null else $free | tonumber end),
-		   destination_version: (if $version == "" then null else $version end), clock_skew: $skew}'
+		   destination_version: (if $version == "" then null else $version end), clock_skew: $skew,
+		   predicted_offline_seconds: (if $predicted == "" then null else ($predicted | tonumber) / 100 end),
+		   state_bytes: $state_bytes, delta_bytes: $delta,
+		   link_rate: (if $rate == 0 then null else $rate end)}'
 }
 
 # Everything that stands in the way, in one go.
@@ -184,6 +236,12 @@ show_plan() {
 		jq -r '"disk \(.target): \(.leaf), \(.size) bytes, at most \(.bytes) to copy"' "$tmp/disks"
 		printf 'free there: %s, needed: %s\n' "$(human "${far_free:-0}")" \
 			"$(human $((plan_bytes + growth + state_bytes)))"
+		if [ -z "$predicted" ]; then
+			printf 'how long it will be offline cannot be told\n'
+		elif [ "$v_state" = running ]; then
+			printf 'predicted_offline_seconds=%s: %s of memory, %s written during the copy, at %s/s\n' \
+				"$(seconds "$predicted")" "$(human "$v_resident")" "$(human "$predict_delta")" "$(human "$predict_rate")"
+		fi
 	fi
 	exit 0
 }
@@ -745,9 +803,10 @@ sum_stages() {
 
 report_json() {
 	sum_stages | jq -Rn --arg vm "$opt_vm" --arg uuid "$v_uuid" --arg dest "$dest" --arg name "$a_name" \
-		--arg state "${j_resumed##* }" --argjson offline "$offline" '
+		--arg state "${j_resumed##* }" --argjson offline "$offline" --arg predicted "$j_predicted" '
 		{version: 1, ok: true, result: "moved", vm: $vm, uuid: $uuid, destination: $dest, name: $name,
 		 state: $state, offline_seconds: ($offline / 100),
+		 predicted_offline_seconds: (if $predicted == "" then null else ($predicted | tonumber) / 100 end),
 		 stages: [inputs | split(" ") | (.[1] | tonumber) as $b | (.[2] | tonumber / 100) as $s
 			| {stage: .[0], bytes: $b, seconds: $s,
 			   rate: (if $b > 0 and $s > 0 then ($b / $s | floor) else null end)}]}
@@ -772,7 +831,9 @@ report() {
 		fi
 		printf '%-12s %15d %9s %14s\n' "$row" "$bytes" "$(seconds "$hundredths")" "$rate"
 	done
-	printf '%s is at %s, %s; offline_seconds=%s\n' "$opt_vm" "$dest" "${j_resumed##* }" "$(seconds "$offline")"
+	printf '%s is at %s, %s; offline_seconds=%s' "$opt_vm" "$dest" "${j_resumed##* }" "$(seconds "$offline")"
+	[ -z "$j_predicted" ] || printf ' predicted_offline_seconds=%s' "$(seconds "$j_predicted")"
+	printf '\n'
 }
 
 # What is said with --json when there is no report.

@@ -715,7 +715,7 @@ killed_everywhere() { # VERB
 }
 
 @test "power lost at any step of a start: the saved state is there, or was not used yet" {
-	local n=0 f
+	local n=0 p
 	guest vm
 	hv-qemu --quiet save vm >/dev/null
 	while :; do
@@ -723,8 +723,8 @@ killed_everywhere() { # VERB
 		deadly "$n"
 		PATH=$PWD/deadly:$PATH hv-qemu --quiet start vm >/dev/null 2>err || :
 		[ -e deadly/done ] || break
-		for f in run/*/*.pid; do
-			[ ! -s "$f" ] || kill -9 "$(cat "$f")" 2>/dev/null || :
+		for p in $(processes); do
+			kill -9 "$p" 2>/dev/null || :
 		done
 		rm -rf run
 		case $(hv-qemu status vm) in

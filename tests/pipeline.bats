@@ -45,6 +45,28 @@ untouched() {
 	untouched
 }
 
+@test "--plan predicts how long a running guest will be offline, and the report has it beside what was measured" {
+	small_guest
+	run --separate-stderr move --plan --json
+	assert_status 0
+	jq -e '.predicted_offline_seconds > 0.3 and .predicted_offline_seconds < 30 and .state_bytes > 20000000
+		and .state_bytes <= .memory * 2 and .link_rate > 1000000' <<<"$output" >/dev/null || fail "not so"
+	untouched
+	run move --plan
+	assert_output_has predicted_offline_seconds=
+	run --separate-stderr move --json
+	assert_status 0
+	jq -e '.offline_seconds > 0 and .predicted_offline_seconds > 0.3
+		and .predicted_offline_seconds < 20 * .offline_seconds' <<<"$output" >/dev/null || fail "not so"
+}
+
+@test "a prediction grows with what the guest writes and with a slow copy" {
+	small_guest
+	fast=$(move --plan --json | jq .predicted_offline_seconds)
+	slow=$(move --plan --json --rate-limit=200K | jq .delta_bytes)
+	[ "$(jq -n "$slow > 4000000")" = true ] || fail "fast: $fast s, slow: $slow bytes"
+}
+
 @test "--plan names everything that stands in the way, in one go" {
 	small_guest
 	run --separate-stderr pipeline --plan --json --reserve=9000T guest "hostb:$scene/b/srv/nowhere"
@@ -196,8 +218,8 @@ saved_guest() {
 
 @test "a saved guest that is started while it is copied stays: 80" {
 	saved_guest
-	# The sixth record says that both disks are copied.
-	at 6 "hv-qemu --quiet start guest"
+	# The seventh record says that both disks are copied.
+	at 7 "hv-qemu --quiet start guest"
 	run move
 	echo "$output"
 	assert_status 80
