@@ -125,7 +125,7 @@ static void put_footer(uint8_t buf[VHD_FOOTER_LEN], const struct vhd_spec *s)
 		.creator = { 'v', 'p', 'c', ' ' },
 		.creator_version = 0x00050003,
 		.creator_os = { 'W', 'i', '2', 'k' },
-		.original_size = s->size,
+		.original_size = s->first_size ? s->first_size : s->size,
 		.size = s->size,
 		.type = s->type == IMG_FIXED ? VHD_FIXED : s->type == IMG_DYNAMIC ? VHD_DYNAMIC : VHD_DIFFERENCING,
 	};

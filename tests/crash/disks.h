@@ -9,7 +9,7 @@
 
 struct vhd_spec {
 	enum img_type type;
-	uint64_t size;
+	uint64_t size, first_size; /* now, and when it was made (0: the same) */
 	uint32_t block_size;
 	const uint8_t *disk; /* SIZE bytes, of which OWN tells the sectors that are in the file */
 	const uint8_t *own;  /* a byte for each sector */

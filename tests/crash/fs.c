@@ -429,16 +429,23 @@ static void pool_path(char path[2 * FS_PATH], const char *pool, int node)
 	snprintf(path, 2 * FS_PATH, "%s/%d", pool, node);
 }
 
-static void store_file(const struct node *n, const char *path, const char *kept, bool first)
+/* The inodes of the pool, by node; 0: none yet. */
+static ino_t kept_ino[FS_NODES];
+
+static void store_file(const struct node *n, int k, const char *path, const char *kept, bool first)
 {
 	int fd = first ? open(kept, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) : -1;
 
 	if (first && fd < 0)
 		die("%s: %s", kept, strerror(errno));
-	if (first)
+	if (first) {
+		struct stat st;
+
 		store_data(fd, n, kept);
-	if (fd >= 0)
+		if (!kept_ino[k] && fstat(fd, &st) == 0)
+			kept_ino[k] = st.st_ino;
 		close(fd);
+	}
 	if (link(kept, path) < 0)
 		die("%s: %s", path, strerror(errno));
 }
@@ -466,7 +473,7 @@ void fs_store(const struct fs *fs, const char *root, const char *pool)
 		if (fs->node[k].link)
 			store_link(&fs->node[k], path);
 		else
-			store_file(&fs->node[k], path, kept, !stored[k]);
+			store_file(&fs->node[k], k, path, kept, !stored[k]);
 		stored[k] = true;
 	}
 }
@@ -476,21 +483,17 @@ static int node_number(const struct fs *fs, const struct stat *st, const char *p
 {
 	char kept[2 * FS_PATH];
 	struct stat ks;
-	int free_one = -1;
 
-	for (int n = 0; n < FS_NODES; n++) {
-		bool there;
-
-		pool_path(kept, pool, n);
-		there = stat(kept, &ks) == 0;
-		if (there && ks.st_ino == st->st_ino)
+	for (int n = 0; n < FS_NODES; n++)
+		if (kept_ino[n] == st->st_ino)
 			return n;
-		if (free_one < 0 && !fs->node[n].used && (!there || ks.st_nlink == 1))
-			free_one = n;
+	for (int n = 0; n < FS_NODES; n++) {
+		pool_path(kept, pool, n);
+		if (!fs->node[n].used &&
+		    (!kept_ino[n] || (stat(kept, &ks) == 0 && ks.st_nlink == 1)))
+			return n;
 	}
-	if (free_one < 0)
-		die("too many files");
-	return free_one;
+	die("too many files");
 }
 
 static void load_file(struct fs *fs, const char *path, const char *name, const struct stat *st,

@@ -24,6 +24,7 @@ struct merging {
 	int layers; /* to be merged; names[0] is the leaf */
 	bool del, grand, raw;
 	uint8_t uuid[MOST + 2][16];
+	uint64_t size[MOST + 2]; /* of each layer, target and what is below it included: a child may have grown */
 	uint8_t *shows[MOST]; /* what each layer shows */
 	uint8_t *grand_shows;
 	uint8_t store[];
@@ -32,12 +33,11 @@ struct merging {
 /* A layer over what VIEW shows, which it changes. */
 static void add_layer(struct world *w, const char *name, struct vhd_spec *s, uint8_t *view, uint64_t tag)
 {
-	uint64_t nsec = w->size / SECTOR;
+	uint64_t nsec = s->size / SECTOR;
 	uint8_t *own = need(nsec);
 
-	s->size = w->size;
 	s->block_size = random_block_size(w);
-	disk_own(own, w->size, s->block_size, &w->rng);
+	disk_own(own, s->size, s->block_size, &w->rng);
 	if (s->type == IMG_RAW || s->type == IMG_FIXED)
 		memset(own, 1, nsec);
 	for (uint64_t i = 0; i < nsec; i++) {
@@ -55,7 +55,7 @@ static void add_layer(struct world *w, const char *name, struct vhd_spec *s, uin
 	free(own);
 }
 
-static void add_target(struct world *w, struct vhd_spec *p)
+static void add_target(struct world *w, struct merging *m, struct vhd_spec *p)
 {
 	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_DIFFERENCING, IMG_FIXED, IMG_RAW,
 					       IMG_DYNAMIC, IMG_DIFFERENCING };
@@ -69,10 +69,13 @@ static void add_target(struct world *w, struct vhd_spec *p)
 
 		if (g.type != IMG_RAW)
 			random_uuid(g.uuid, &w->rng);
+		g.size = m->size[m->layers + 1];
 		add_layer(w, BELOW, &g, w->old, 1);
 		memcpy(p->parent_uuid, g.uuid, 16);
 		p->parent = BELOW;
 	}
+	p->size = m->size[m->layers];
+	p->first_size = m->size[m->layers + 1];
 	add_layer(w, TARGET, p, w->old, 2);
 }
 
@@ -81,13 +84,21 @@ static void merge_build(struct world *w)
 	struct vhd_spec p = { .size = 0 };
 	uint32_t block_size = random_block_size(w);
 	struct merging *m;
+	bool grown = rng_one_in(&w->rng, 2);
 
 	world_size(w, random_size(w, block_size));
 	w->op = m = need(sizeof(*m) + (MOST + 1) * w->size);
 	m->layers = rng_one_in(&w->rng, 2) ? 1 : 1 + (int)rng_below(&w->rng, MOST);
 	m->del = rng_one_in(&w->rng, 2);
 	m->grand = m->del && rng_one_in(&w->rng, 3);
-	add_target(w, &p);
+	/* Half of the chains are of one size. */
+	m->size[0] = w->size;
+	for (int i = 1; i < m->layers + 2; i++) {
+		m->size[i] = m->size[i - 1];
+		if (grown && rng_one_in(&w->rng, 2))
+			m->size[i] = (1 + rng_below(&w->rng, (unsigned)(m->size[i] / SECTOR))) * (uint64_t)SECTOR;
+	}
+	add_target(w, m, &p);
 	m->raw = p.type == IMG_RAW;
 	memcpy(w->view, w->old, w->size);
 	for (int i = m->layers - 1; i >= 0; i--) {
@@ -96,6 +107,8 @@ static void merge_build(struct world *w)
 		c.parent = i == m->layers - 1 ? TARGET : names[i + 1];
 		memcpy(c.parent_uuid, p.uuid, 16);
 		random_uuid(c.uuid, &w->rng);
+		c.size = m->size[i];
+		c.first_size = m->size[i + 1];
 		add_layer(w, names[i], &c, w->view, 3 + (uint64_t)i);
 		m->shows[i] = m->store + w->size * (uint64_t)i;
 		memcpy(m->shows[i], w->view, w->size);
@@ -104,7 +117,7 @@ static void merge_build(struct world *w)
 	m->grand_shows = m->store + w->size * MOST;
 	memcpy(m->grand_shows, w->view, w->size);
 	if (m->grand) {
-		struct vhd_spec c = { .type = IMG_DIFFERENCING, .parent = names[0] };
+		struct vhd_spec c = { .type = IMG_DIFFERENCING, .parent = names[0], .size = w->size };
 
 		memcpy(c.parent_uuid, p.uuid, 16);
 		random_uuid(c.uuid, &w->rng);
@@ -148,15 +161,17 @@ static int merge_run(struct world *w, void *ctx, bool again, struct img_err *err
 /* Alone the target is the old disk, the merged one, or refused: never anything in between. */
 static bool target_holds(struct world *w, bool done)
 {
-	struct img_open o = { .raw = ((struct merging *)w->op)->raw };
+	const struct merging *m = w->op;
+	struct img_open o = { .raw = m->raw };
 	struct img_err err = { 0 };
 	struct img_chain *c;
+	uint64_t size;
 	bool sound;
 
-	if (disk_read(in_dir(w, TARGET), &o, w->buf, w->size, &err) < 0)
+	if (look(w, TARGET, &o, &size, &err) < 0)
 		return (!done && err.code == IMG_AGAIN) || wrong(w, "the target alone: %d, %s", err.code, err.msg);
-	if (disk_differs(w->buf, w->view, w->size) >= 0 &&
-	    (done || disk_differs(w->buf, w->old, w->size) >= 0))
+	if ((size != w->size || disk_differs(w->buf, w->view, w->size) >= 0) &&
+	    (done || size != m->size[m->layers] || disk_differs(w->buf, w->old, size) >= 0))
 		return wrong(w, "the target alone is neither the old disk nor the merged one: sector %lld",
 			     (long long)disk_differs(w->buf, w->view, w->size));
 	if (!done)
@@ -176,10 +191,11 @@ static bool middle_holds(struct world *w, int i)
 	struct merging *m = w->op;
 	struct img_open o = { .writable = false };
 	struct img_err err = { 0 };
+	uint64_t size;
 
-	if (disk_read(in_dir(w, names[i]), &o, w->buf, w->size, &err) < 0)
+	if (look(w, names[i], &o, &size, &err) < 0)
 		return true;
-	return disk_differs(w->buf, m->shows[i], w->size) < 0 ||
+	return (size == m->size[i] && disk_differs(w->buf, m->shows[i], size) < 0) ||
 	       wrong(w, "%s shows something that it never was, from sector %lld on", names[i],
 		     (long long)disk_differs(w->buf, m->shows[i], w->size));
 }

@@ -54,6 +54,20 @@ bool shows(struct world *w, const char *name, const uint8_t *want, uint64_t size
 				(unsigned long long)be64_get(want + sec * SECTOR));
 }
 
+int look(struct world *w, const char *name, const struct img_open *o, uint64_t *size, struct img_err *err)
+{
+	struct img_chain *c;
+	int rc;
+
+	memset(w->buf, 0, w->size);
+	if (img_open(&c, in_dir(w, name), o, err) < 0)
+		return -1;
+	*size = img_size(c);
+	rc = img_read(c, w->buf, 0, u64_min(*size, w->size), err);
+	img_close(c);
+	return rc;
+}
+
 bool opens(struct world *w, const char *name)
 {
 	struct img_open o = { .writable = false };

@@ -50,6 +50,8 @@ void *need(size_t size); /* calloc */
 bool shows(struct world *w, const char *name, const uint8_t *want, uint64_t size);
 bool opens(struct world *w, const char *name);
 bool exists(struct world *w, const char *name);
+/* What NAME shows, at most W->size bytes, to W->buf; what is behind its end is cleared. *SIZE is its own. */
+int look(struct world *w, const char *name, const struct img_open *o, uint64_t *size, struct img_err *err);
 /* Allocates old, view and buf. */
 void world_size(struct world *w, uint64_t size);
 void random_uuid(uint8_t uuid[16], struct rng *r);
