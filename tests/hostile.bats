@@ -272,7 +272,8 @@ outside() {
 	mkdir -p ../secret
 	[ ! -e base.vhd ] || mv base.vhd ../secret/base.vhd
 	before=$(sha ../secret/base.vhd)
-	for c in vhd-sum vhd-merge "vhd-merge --force" vhd-snap "vhd-info --chain"; do
+	for c in vhd-sum vhd-merge "vhd-merge --force" vhd-snap "vhd-info --chain" "vhd-info --map" \
+		"vhd-resize --size=16M" "vhd-resize --force --size=4K"; do
 		# shellcheck disable=SC2086
 		refused "${want:-65}" $c leaf.avhd
 		[ "${want:-65}" -eq 66 ] || [[ $stderr == *--parent-dir=* ]] || fail "$c: which option?"
@@ -322,6 +323,123 @@ outside() {
 	before=$(sha ../secret/base.vhd)
 	refused 65 vhd-merge leaf.avhd
 	[ "$(sha ../secret/base.vhd)" = "$before" ]
+}
+
+@test "a folder that is a link leads out as well as a file that is one" {
+	mkdir ../secret
+	mv base.vhd ../secret/
+	ln -s ../secret sub
+	for t in '.\sub\base.vhd' '.\sub\.\base.vhd' '.\sub\..\secret\base.vhd'; do
+		model poke leaf.avhd loc.1.text="$t"
+		for c in vhd-sum vhd-merge "vhd-resize --size=16M"; do
+			# shellcheck disable=SC2086
+			refused 65 $c leaf.avhd
+		done
+	done
+	# Nor does an allowed folder allow what its links lead to.
+	mkdir ok
+	ln -s ../../secret ok/sub
+	model poke leaf.avhd loc.1.text='.\ok\sub\base.vhd'
+	refused 65 vhd-sum --parent-dir=ok leaf.avhd
+	ln -s ../../secret/base.vhd ok/base.vhd
+	refused 65 vhd-sum --parent-dir=ok leaf.avhd
+	vhd-sum --parent-dir=../secret leaf.avhd
+}
+
+@test "links to FIFOs and devices, under every name that a child can give" {
+	mkdir dev
+	mkfifo dev/fifo
+	rm base.vhd
+	for to in dev/fifo /dev/zero /dev/tty .; do
+		ln -sfn $to base.vhd
+		ln -sfn $to BASE.VHD
+		refused 65 vhd-sum leaf.avhd
+		refused 65 vhd-merge leaf.avhd
+		refused 65 vhd-sum --parent-dir=dev --parent-anywhere leaf.avhd
+		refused 65 vhd-reparent --force --parent=base.vhd leaf.avhd
+	done
+}
+
+@test "what stands beside a disk is read only if it is a file" {
+	for suffix in merging rollback; do
+		for to in fifo /dev/zero ../secret; do
+			rm -rf "base.vhd.$suffix" "leaf.avhd.$suffix"
+			[ $to != fifo ] || mkfifo fifo 2>/dev/null || :
+			ln -sfn $to "base.vhd.$suffix"
+			for c in vhd-sum vhd-merge "vhd-resize --size=16M"; do
+				# shellcheck disable=SC2086
+				run --separate-stderr limited $c leaf.avhd
+				[ "$status" -eq 65 ] || [ "$status" -eq 75 ] || [ "$status" -eq 66 ] || fail "$c: $to"
+			done
+		done
+		rm -f "base.vhd.$suffix"
+	done
+}
+
+# swap A B WHAT…: the names A and B change places until the file `stop` is there
+swap() {
+	"$python" - "$@" <<-'END' &
+		import ctypes, os, sys
+		libc = ctypes.CDLL(None, use_errno=True)
+		a, b = os.fsencode(sys.argv[1]), os.fsencode(sys.argv[2])
+		while not os.path.exists('stop'):
+		    for _ in range(2):
+		        if libc.renameat2(-100, a, -100, b, 2):
+		            open('failed', 'w').close()
+		            sys.exit(1)
+	END
+	swapper=$!
+}
+
+# races COUNT COMMAND…: never the secret; and both, what is right and a refusal, are seen
+races() {
+	local n=$1 i right=0 refused=0
+	shift
+	for i in $(seq "$n"); do
+		run --separate-stderr limited "$@" leaf.avhd
+		case $status in
+		0)
+			[ "${output%% *}" = "$(cut -d' ' -f1 ../sums)" ] || {
+				touch stop
+				fail "it read the secret, try $i"
+			}
+			right=$((right + 1))
+			;;
+		65 | 66) refused=$((refused + 1)) ;;
+		*)
+			touch stop
+			fail "status $status"
+			;;
+		esac
+	done
+	touch stop
+	wait "$swapper"
+	[ ! -e failed ] || skip "cannot exchange names here"
+	[ "$refused" -gt 0 ] || fail "no race: $right right, $refused refused"
+}
+
+# The same disk with other content, where nobody may read it.
+secret() {
+	mkdir ../secret
+	cp base.vhd ../secret/base.vhd
+	model write ../secret/base.vhd --fill=90:4K --seed=66
+}
+
+@test "a file that becomes a link between the look and the open" {
+	secret
+	ln -s ../secret/base.vhd other
+	swap base.vhd other
+	races 150 vhd-sum
+}
+
+@test "a folder that becomes a link between the look and the open" {
+	secret
+	mkdir here
+	mv base.vhd here/
+	ln -s ../secret link
+	model poke leaf.avhd loc.1.text='.\here\base.vhd'
+	swap here link
+	races 150 vhd-sum --parent-dir="$PWD"
 }
 
 @test "a raw parent elsewhere is not a way to read any file" {
@@ -467,6 +585,12 @@ refused_not() {
 	[ "$status" -ne 0 ]
 	unchanged leaf.avhd base.vhd -- vhd-create --size=1M leaf.avhd
 	assert_status 73
+	for to in leaf.avhd base.vhd ./base.vhd; do
+		unchanged leaf.avhd base.vhd -- vhd-convert --force --type=dynamic leaf.avhd $to
+		assert_status 64
+		unchanged leaf.avhd base.vhd -- vhd-reparent --force --parent=leaf.avhd leaf.avhd
+		assert_status 65
+	done
 }
 
 @test "weak point 7: good Hyper-V children are accepted where only the relative path leads home" {
@@ -540,6 +664,19 @@ refused_not() {
 	[ "$(field "$child" loc.1.text)" = '.\Größe 盘.vhd' ] || [ "$(field "$child" loc.0.text)" = '.\Größe 盘.vhd' ]
 }
 
+@test "weak point 9: a link is mended with names that are not ASCII, and an absolute one that is" {
+	mkdir 'ordner ü' && mv base.vhd 'ordner ü/基.vhd'
+	vhd-reparent -q --parent='ordner ü/基.vhd' leaf.avhd
+	for i in 0 1; do
+		t=$(field leaf.avhd loc.$i.text)
+		case $(field leaf.avhd loc.$i.code) in
+		"b'W2ku'") [ "$t" = "$(realpath 'ordner ü/基.vhd' | tr / '\\')" ] || fail "$t" ;;
+		*) [ "$t" = '.\ordner ü\基.vhd' ] || fail "$t" ;;
+		esac
+	done
+	vhd-sum --parent-dir='ordner ü' leaf.avhd
+}
+
 @test "weak point 9: the absolute locator is absolute" {
 	child=$(vhd-snap base.vhd)
 	sound --strict "$child"
@@ -557,4 +694,22 @@ refused_not() {
 	done
 	refused 66 vhd-sum gone.vhd
 	[[ $stderr == *gone.vhd* && $stderr == *"No such file"* ]]
+}
+
+@test "weak point 10: counts of more than 32 bits, JSON, progress, locks, a page" {
+	vhd-create --size=2040G big.vhd
+	run --separate-stderr vhd-info --json big.vhd
+	[ "$(json '.files[0].size')" = 2190433320960 ]
+	run --separate-stderr vhd-sum --progress=json leaf.avhd
+	[ "$(tail -n 1 <<<"$stderr" | jq .total)" = 8388608 ]
+	hold leaf.avhd write
+	for c in vhd-sum vhd-merge vhd-snap "vhd-resize --size=16M" "vhd-reparent --parent=base.vhd"; do
+		# shellcheck disable=SC2086
+		refused 75 $c leaf.avhd
+		[[ $stderr == *locked* ]]
+	done
+	release
+	for c in vhd-resize vhd-reparent; do
+		[ -f "$top/man/$c.1" ]
+	done
 }
