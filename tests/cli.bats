@@ -295,22 +295,3 @@ pair() {
 		done
 	done
 }
-
-@test "the examples of the pages run" {
-	vhd-create --size=10G disk.vhd
-	vhd-create --type=fixed --size=64M -- -boot.vhd
-	vhd-snap --output=disk.avhd disk.vhd
-	vhd-info --chain disk.avhd
-	vhd-info --json disk.vhd | jq '.files[0].size'
-	mkdir -p templates
-	vhd-info --unlocked --chain --parent-dir=templates disk.avhd
-	vhd-merge --dry-run disk.avhd
-	vhd-sum disk.avhd >before
-	vhd-convert --type=fixed disk.avhd copy.vhd
-	vhd-sum --check before
-	vhd-convert --type=raw disk.avhd - | head -c 4096 | sha256sum
-	vhd-merge --delete disk.avhd
-	truncate -s 1M disk.img
-	vhd-convert --type=dynamic --from=raw disk.img new.vhd
-	sound --strict ./-boot.vhd copy.vhd disk.vhd new.vhd
-}

@@ -139,21 +139,36 @@ untouched() {
 }
 
 @test "a login shell that is not sh makes no difference" {
-	command -v csh >/dev/null || command -v fish >/dev/null || command -v zsh >/dev/null || skip "no other shell is here"
-	shell=$(command -v csh || command -v fish || command -v zsh)
+	local shell shells='' n=0
+	for shell in csh tcsh fish zsh; do
+		shells="$shells $(command -v $shell || :)"
+	done
+	[ -n "${shells# }" ] || skip "no other shell is here"
 	small_guest off
+	for shell in $shells; do
+		n=$((n + 1))
+		mkdir "$dest/$n"
+		behind_shell "$shell"
+		run pipeline --network=blue=green --name="vm$n" --ssh="$scene/link" guest "hostb:$dest/$n"
+		echo "$shell: $output"
+		assert_status 0
+		[ "$(scene_hosts exec b hv-qemu status "vm$n")" = off ]
+		# It comes back in no time, for the next shell.
+		scene_hosts exec a hv-qemu reclaim --token="$(scene_state a .token)" guest
+		scene_hosts exec b hv-qemu --quiet undefine "vm$n"
+	done
+}
+
+# A link to host B where the login shell is another.
+behind_shell() { # SHELL
 	cat >"$scene/link" <<-SH
 		#!/bin/sh
 		host=\$1
 		shift
 		export COMMAND="\$*"
-		exec "$(scene_hosts ssh)" "\$host" 'exec $shell -c "\$COMMAND"'
+		exec "$(scene_hosts ssh)" "\$host" 'exec $1 -c "\$COMMAND"'
 	SH
 	chmod +x "$scene/link"
-	run move --ssh="$scene/link"
-	echo "$output"
-	assert_status 0
-	[ "$(scene_state b)" = off ]
 }
 
 @test "the scripts run under busybox sh on both sides" {
