@@ -33,6 +33,10 @@ sample() {
 	sample reparent 2500
 }
 
+@test "crash: a repair loses nothing, and can be taken back" {
+	sample repair 2500
+}
+
 @test "crash: a snapshot is there and whole, or not there" {
 	sample snap 2500
 }

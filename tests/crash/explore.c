@@ -37,7 +37,7 @@
 #include "ops.h"
 
 static const struct op *const ops[] = { &op_merge, &op_flatten, &op_snap, &op_create, &op_fill, &op_guest,
-					 &op_resize, &op_reparent, NULL };
+					 &op_resize, &op_reparent, &op_repair, NULL };
 
 #define DEPTH 2	    /* how often a run that finishes is cut short again */
 #define MASK_BITS 6 /* up to so many open decisions every combination is tried */

@@ -261,7 +261,7 @@ static bool guest_check(struct world *w, void *ctx, const struct when *when)
 		if (!good)
 			return none_of_them(w, h, &m, off);
 	}
-	return true;
+	return sound(w, LEAF, false);
 }
 
 const struct op op_guest = { .name = "guest",

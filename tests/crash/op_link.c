@@ -91,7 +91,8 @@ static bool without_parent(struct world *w)
 static bool reparent_check(struct world *w, void *ctx, const struct when *when)
 {
 	(void)ctx;
-	return shows(w, LEAF, w->view, w->size) && (!when->done || without_parent(w));
+	return shows(w, LEAF, w->view, w->size) && sound(w, LEAF, when->done) &&
+	       (!when->done || without_parent(w));
 }
 
 static void resize_build(struct world *w)
@@ -133,7 +134,7 @@ static bool resize_check(struct world *w, void *ctx, const struct when *when)
 	img_close(c);
 	if (size != x->size && (when->done || size != w->size))
 		return wrong(w, "the disk has %llu bytes", (unsigned long long)size);
-	return shows(w, LEAF, w->view, size);
+	return shows(w, LEAF, w->view, size) && sound(w, LEAF, when->done);
 }
 
 const struct op op_reparent = { .name = "reparent",

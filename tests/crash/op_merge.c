@@ -230,7 +230,9 @@ static bool merge_check(struct world *w, void *ctx, const struct when *when)
 		ok = middle_holds(w, i);
 	if (ok && m->grand)
 		ok = shows(w, GRAND, m->grand_shows, w->size);
-	return ok && target_holds(w, when->done);
+	if (ok && exists(w, names[0]))
+		ok = sound(w, names[0], false);
+	return ok && target_holds(w, when->done) && (m->raw || sound(w, TARGET, when->done));
 }
 
 static void flatten_build(struct world *w)
@@ -262,7 +264,7 @@ static bool flatten_check(struct world *w, void *ctx, const struct when *when)
 		return false;
 	if (!exists(w, NEW))
 		return !when->done || wrong(w, "no new file");
-	return shows(w, NEW, w->view, w->size);
+	return shows(w, NEW, w->view, w->size) && sound(w, NEW, true);
 }
 
 const struct op op_merge = { .name = "merge",

@@ -84,7 +84,7 @@ static bool new_check(struct world *w, const uint8_t *want, bool done)
 	if (!done && m->replaces && shows(w, NEW, w->old, w->size))
 		return true;
 	if (m->o.type != IMG_RAW)
-		return shows(w, NEW, want, w->size);
+		return shows(w, NEW, want, w->size) && sound(w, NEW, true);
 
 	struct img_open o = { .raw = true };
 	struct img_err err = { 0 };

@@ -39,7 +39,7 @@ struct op {
 	bool (*check)(struct world *w, void *ctx, const struct when *when);
 };
 
-extern const struct op op_merge, op_flatten, op_resize, op_reparent, op_snap, op_create, op_fill, op_guest;
+extern const struct op op_merge, op_flatten, op_resize, op_reparent, op_repair, op_snap, op_create, op_fill, op_guest;
 
 /* Path of NAME in the folder; one of a few static buffers. */
 const char *in_dir(const struct world *w, const char *name);
@@ -48,6 +48,9 @@ bool wrong(struct world *w, const char *fmt, ...) __attribute__((format(printf, 
 void *need(size_t size); /* calloc */
 /* PATH opens and shows WANT. */
 bool shows(struct world *w, const char *name, const uint8_t *want, uint64_t size);
+/* vhd-check finds nothing in NAME, a VHD; unless DONE, nothing but what --repair or the next run mends. */
+bool sound(struct world *w, const char *name, bool done);
+void ignore_fault(void *ctx, const struct img_fault *f);
 bool opens(struct world *w, const char *name);
 bool exists(struct world *w, const char *name);
 /* What NAME shows, at most W->size bytes, to W->buf; what is behind its end is cleared. *SIZE is its own. */
