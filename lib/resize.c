@@ -42,6 +42,21 @@ static int check_dependants(struct img_chain *c, const struct img_open *opts, st
 	return img_kin_each(c, l, opts, note_child, l, err);
 }
 
+/* A merge that was cut short goes on from the sizes that it began with. */
+static int check_merge(struct img_chain *c, struct img_err *err)
+{
+	struct img_marker m;
+
+	for (unsigned i = 0; i < c->n; i++) {
+		if (img_marker_read(c->layer[i]->file.real, &m, err) < 0)
+			return -1;
+		if (m.state != IMG_MARKER_NONE)
+			return img_err_set(err, IMG_AGAIN, "%s: a merge was cut short; finish it first with: vhd-merge %s",
+					   c->layer[i]->file.path, m.leaf);
+	}
+	return 0;
+}
+
 /* Without its own or its first size no child would know a raw parent any more. */
 static int check_raw_parent(struct img_chain *c, uint64_t size, struct img_err *err)
 {
@@ -112,7 +127,7 @@ int img_resize(const char *path, const struct img_open *opts, struct img_resize 
 	r->old_file_size = r->file_size = l->info.file_size;
 	if (r->size == r->old_size)
 		rc = 0;
-	else if ((r->force || check_dependants(c, opts, err) == 0) &&
+	else if (check_merge(c, err) == 0 && (r->force || check_dependants(c, opts, err) == 0) &&
 		 check_raw_parent(c, r->size, err) == 0 &&
 		 (r->size > r->old_size || check_tail(c, r->size, progress, ctx, err) == 0))
 		rc = r->dry_run ? 0 : l->ops->resize(l, r->size, err);

@@ -14,7 +14,7 @@
 
 #include "vhd.h"
 
-#define MAP_MAX (1u << 20) /* the largest disk of 4 KiB blocks is not XenServer's */
+#define MAP_MAX (1u << 20) /* XenServer knows blocks of 2 MiB only: 128 KiB for the largest disk */
 
 int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err)
 {
@@ -35,8 +35,8 @@ int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err)
 	m->encrypted = m->head[29];
 	m->off = be64_get(m->head + 8);
 	m->len = (uint64_t)be32_get(m->head + 16) * SECTOR;
-	/* A map that is not in the file is none. */
-	if (!u64_add(m->off, m->len, &end) || end > size)
+	/* A map that is not in the file, or for more blocks than a disk can have, is none. */
+	if (m->len > MAP_MAX || !u64_add(m->off, m->len, &end) || end > size)
 		m->off = m->len = 0;
 	return 0;
 }
@@ -54,19 +54,18 @@ static uint32_t map_sum(const uint8_t head[SECTOR], const uint8_t *map, uint64_t
 
 uint8_t *vhd_batmap_load(struct img *l, const struct vhd_batmap *m, uint64_t len, struct img_err *err)
 {
-	uint64_t have = m->len > MAP_MAX ? 0 : m->len;
-	uint8_t *map = calloc(1, u64_max(len, have) + 1);
+	uint8_t *map = calloc(1, u64_max(len, m->len) + 1);
 
 	if (!map) {
 		img_err_errno(err, ENOMEM, "%s", l->file.path);
 		return NULL;
 	}
-	if (io_read(&l->file, map, have, m->off, err) < 0) {
+	if (io_read(&l->file, map, m->len, m->off, err) < 0) {
 		free(map);
 		return NULL;
 	}
-	if (map_sum(m->head, map, have) != be32_get(m->head + 24))
-		memset(map, 0, have);
+	if (map_sum(m->head, map, m->len) != be32_get(m->head + 24))
+		memset(map, 0, m->len);
 	return map;
 }
 

@@ -20,6 +20,8 @@
 static const uint32_t stale[] = { VHD_WI2R, VHD_WI2K, 0x4d616320 /* Mac */, 0x4d163220,
 				  0x4d163258 /* VirtualBox's Mac and MacX */ };
 
+#define NAME_MAX_LEN 65536u /* what is longer was no name */
+
 struct name {
 	uint32_t code;
 	uint8_t *text;
@@ -149,7 +151,7 @@ static int place_name(struct link *k, struct name *n, struct img_err *err)
 				   k->child->file.path);
 	loc = &k->header.loc[slot];
 	room = vhd_locator_room(loc);
-	if (loc->code && room >= n->len && room >= loc->len &&
+	if (loc->code && loc->len <= NAME_MAX_LEN && room >= n->len && room >= loc->len &&
 	    vhd_space_free(k->child, loc->off, room, slot, &fits, err) < 0)
 		return -1;
 	if (!fits) {

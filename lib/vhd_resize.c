@@ -22,7 +22,7 @@
 #include "undo.h"
 #include "vhd.h"
 
-#define STEP (64u << 10)
+#define STEP (16u << 10)
 #define RANGES 10
 
 struct change {
@@ -259,11 +259,11 @@ static int plan_sparse(struct change *c, struct img_err *err)
 
 static int write_ones(struct io_file *f, uint64_t off, uint64_t end, struct img_err *err)
 {
-	uint8_t ones[SECTOR];
+	uint8_t ones[STEP];
 
 	memset(ones, 0xff, sizeof(ones));
 	while (off < end) {
-		size_t n = (size_t)u64_min(end - off, SECTOR - off % SECTOR);
+		size_t n = (size_t)u64_min(end - off, STEP);
 
 		if (io_write(f, ones, n, off, err) < 0)
 			return -1;

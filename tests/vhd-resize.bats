@@ -327,6 +327,36 @@ refuses() {
 	done
 }
 
+@test "not while a merge is half done" {
+	need strace
+	model make base.vhd --size=4M --block=64K --fill=20:4K --raw=raw
+	model make leaf.avhd --parent=base.vhd --block=64K --fill=40:512 --raw=raw
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=fdatasync -e inject=fdatasync:signal=KILL:when=3 vhd-merge leaf.avhd
+	[ -e base.vhd.merging ]
+	for f in base.vhd leaf.avhd; do
+		refuses 75 vhd-merge $f vhd-resize --force --size=8M $f
+	done
+	vhd-merge --delete leaf.avhd
+	resized base.vhd $((8 << 20))
+}
+
+@test "a batmap that is larger than any disk is none" {
+	model make d.vhd --size=4M --creator=tap --block=64K --fill=20:4K --raw=raw
+	"$python" - "$top/tests/model" <<-'END'
+		import os, struct, sys
+		sys.path.insert(0, sys.argv[1])
+		import vhdmodel
+		e = vhdmodel.Editor('d.vhd')
+		at = e.batmap()[0]
+		os.pwrite(e.fd, struct.pack('>I', 0x7fffff), at + 16)
+		os.ftruncate(e.fd, 20 << 30)
+	END
+	run --separate-stderr limited vhd-resize --size=8M d.vhd
+	assert_status 0
+	truncate -s 8M raw
+	[ "$(our_sha d.vhd)" = "$(sha raw)" ]
+}
+
 @test "no VHD, a missing one, damage" {
 	head -c 5000 /dev/urandom >junk
 	refuses 65 '' junk vhd-resize --size=8M junk

@@ -219,3 +219,17 @@ sum() {
 	[ -n "$stderr" ]
 	jq -es 'length > 0' <<<"$stderr"
 }
+
+@test "a chain of 30 disks of 2040 GiB in flat memory, holes for nothing" {
+	vhd-create --size=2040G c0.vhd
+	for i in $(seq 30); do
+		vhd-snap -q --output="c$i.vhd" "c$((i - 1)).vhd" >/dev/null
+		model write "c$i.vhd" --fill=2:4K --zeros=0 --seed="$i"
+	done
+	MEMORY=100000 SECONDS_MAX=30 run --separate-stderr limited vhd-sum c30.vhd
+	assert_status 0
+	sum=${output%% *}
+	# Flattened it is the same.
+	vhd-convert -q --type=dynamic c30.vhd flat.vhd
+	[ "$(vhd-sum flat.vhd | cut -d' ' -f1)" = "$sum" ]
+}
