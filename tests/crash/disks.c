@@ -135,17 +135,19 @@ static void put_footer(uint8_t buf[VHD_FOOTER_LEN], const struct vhd_spec *s)
 	vhd_footer_encode(&f, buf);
 }
 
+/* The name of the parent, from the child's folder, in Windows' notation. */
 static void put_parent(uint8_t *file, struct vhd_header *h, const struct vhd_spec *s, uint64_t at)
 {
-	char rel[300];
-	int n = snprintf(rel, sizeof(rel), ".\\%s", s->parent);
+	const char *slash = strrchr(s->parent, '/'), *base = slash ? slash + 1 : s->parent;
+	char rel[200];
+	int n = snprintf(rel, sizeof(rel), "./%s", s->parent);
 
 	memcpy(h->parent_uuid, s->parent_uuid, 16);
-	for (size_t i = 0; s->parent[i]; i++)
-		h->parent_name[2 * i + 1] = (uint8_t)s->parent[i];
+	for (size_t i = 0; base[i]; i++)
+		h->parent_name[2 * i + 1] = (uint8_t)base[i];
 	h->loc[0] = (struct vhd_locator){ VHD_W2RU, SECTOR, (uint32_t)n * 2, at };
 	for (int i = 0; i < n; i++)
-		le16_put(file + at + 2 * i, (uint8_t)rel[i]);
+		le16_put(file + at + 2 * i, rel[i] == '/' ? '\\' : (uint8_t)rel[i]);
 }
 
 static void add_fixed(struct fs *fs, const char *name, const struct vhd_spec *s)

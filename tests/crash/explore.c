@@ -615,7 +615,11 @@ static void make_folder(struct folder *f, const char *parent)
 
 static void remove_folder(struct folder *f)
 {
+	char aside[600];
+
 	fs_empty(f->work);
+	snprintf(aside, sizeof(aside), "%s/aside", f->work);
+	rmdir(aside);
 	fs_empty(f->pool);
 	rmdir(f->work);
 	rmdir(f->pool);

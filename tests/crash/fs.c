@@ -381,8 +381,8 @@ uint64_t fs_hash(const struct fs *fs)
 	/* The order of names does not matter, and temporary ones are random. */
 	for (int i = 0; i < fs->names; i++) {
 		const struct node *n = &fs->node[fs->name[i].node];
-		const char *p = fs->name[i].path;
-		uint64_t h = p[0] == '.' ? 1 : XXH3_64bits(p, strlen(p));
+		const char *p = fs->name[i].path, *slash = strrchr(p, '/');
+		uint64_t h = (slash ? slash[1] : p[0]) == '.' ? 1 : XXH3_64bits(p, strlen(p));
 
 		sum += XXH3_64bits_withSeed(n->data ? n->data : (const uint8_t *)"", n->size, h);
 	}
@@ -450,6 +450,19 @@ static void store_file(const struct node *n, int k, const char *path, const char
 		die("%s: %s", path, strerror(errno));
 }
 
+/* The folder of PATH; there is one level below the root at the most. */
+static void need_folder(const char *path, const char *name)
+{
+	const char *slash = strrchr(path, '/');
+	char dir[2 * FS_PATH];
+
+	if (!strchr(name, '/'))
+		return;
+	snprintf(dir, sizeof(dir), "%.*s", (int)(slash - path), path);
+	if (mkdir(dir, 0700) < 0 && errno != EEXIST)
+		die("%s: %s", dir, strerror(errno));
+}
+
 static void store_link(const struct node *n, const char *path)
 {
 	char target[FS_PATH];
@@ -470,6 +483,7 @@ void fs_store(const struct fs *fs, const char *root, const char *pool)
 
 		snprintf(path, sizeof(path), "%s/%s", root, fs->name[i].path);
 		pool_path(kept, pool, k);
+		need_folder(path, fs->name[i].path);
 		if (fs->node[k].link)
 			store_link(&fs->node[k], path);
 		else

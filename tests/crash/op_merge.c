@@ -12,8 +12,6 @@
 #include "bytes.h"
 #include "ops.h"
 
-#define TARGET "base.vhd"
-#define BELOW "root.vhd"
 #define GRAND "grand.avhd" /* a child of the leaf */
 #define NEW "new.vhd"
 #define MOST 3
@@ -22,7 +20,9 @@ static const char *const names[MOST] = { "leaf.avhd", "second.avhd", "third.avhd
 
 struct merging {
 	int layers; /* to be merged; names[0] is the leaf */
+	const char *target, *below; /* names */
 	bool del, grand, raw;
+	char aside[2 * FS_PATH];
 	uint8_t uuid[MOST + 2][16];
 	uint64_t size[MOST + 2]; /* of each layer, target and what is below it included: a child may have grown */
 	uint8_t *shows[MOST]; /* what each layer shows */
@@ -70,13 +70,13 @@ static void add_target(struct world *w, struct merging *m, struct vhd_spec *p)
 		if (g.type != IMG_RAW)
 			random_uuid(g.uuid, &w->rng);
 		g.size = m->size[m->layers + 1];
-		add_layer(w, BELOW, &g, w->old, 1);
+		add_layer(w, m->below, &g, w->old, 1);
 		memcpy(p->parent_uuid, g.uuid, 16);
-		p->parent = BELOW;
+		p->parent = "root.vhd";
 	}
 	p->size = m->size[m->layers];
 	p->first_size = m->size[m->layers + 1];
-	add_layer(w, TARGET, p, w->old, 2);
+	add_layer(w, m->target, p, w->old, 2);
 }
 
 static void merge_build(struct world *w)
@@ -91,6 +91,15 @@ static void merge_build(struct world *w)
 	m->layers = rng_one_in(&w->rng, 2) ? 1 : 1 + (int)rng_below(&w->rng, MOST);
 	m->del = rng_one_in(&w->rng, 2);
 	m->grand = m->del && rng_one_in(&w->rng, 3);
+	m->target = "base.vhd";
+	m->below = "root.vhd";
+	/* The target, and what is below it, in another folder: with syncs of its own. */
+	if (rng_one_in(&w->rng, 3)) {
+		m->target = "aside/base.vhd";
+		m->below = "aside/root.vhd";
+		snprintf(m->aside, sizeof(m->aside), "%s", in_dir(w, "aside"));
+		w->aside[0] = m->aside;
+	}
 	/* Half of the chains are of one size. */
 	m->size[0] = w->size;
 	for (int i = 1; i < m->layers + 2; i++) {
@@ -104,7 +113,7 @@ static void merge_build(struct world *w)
 	for (int i = m->layers - 1; i >= 0; i--) {
 		struct vhd_spec c = { .type = IMG_DIFFERENCING };
 
-		c.parent = i == m->layers - 1 ? TARGET : names[i + 1];
+		c.parent = i == m->layers - 1 ? m->target : names[i + 1];
 		memcpy(c.parent_uuid, p.uuid, 16);
 		random_uuid(c.uuid, &w->rng);
 		c.size = m->size[i];
@@ -130,7 +139,7 @@ static int merge_run(struct world *w, void *ctx, bool again, struct img_err *err
 {
 	struct merging *m = w->op;
 	char target[2 * FS_PATH];
-	struct img_open o = { .writable = true, .merge = true, .merge_to = target };
+	struct img_open o = open_as(w);
 	struct img_merge opts = { .open = &o, .del = m->del };
 	struct img_merge_stats stats;
 	struct img_chain *c;
@@ -139,7 +148,9 @@ static int merge_run(struct world *w, void *ctx, bool again, struct img_err *err
 	int rc;
 
 	(void)ctx;
-	snprintf(target, sizeof(target), "%s", in_dir(w, TARGET));
+	snprintf(target, sizeof(target), "%s", in_dir(w, m->target));
+	o.writable = o.merge = true;
+	o.merge_to = target;
 	if (img_open(&c, in_dir(w, names[0]), &o, err) == 0) {
 		rc = img_merge(c, &opts, &stats, err);
 		img_close(c);
@@ -162,13 +173,14 @@ static int merge_run(struct world *w, void *ctx, bool again, struct img_err *err
 static bool target_holds(struct world *w, bool done)
 {
 	const struct merging *m = w->op;
-	struct img_open o = { .raw = m->raw };
+	struct img_open o = open_as(w);
 	struct img_err err = { 0 };
 	struct img_chain *c;
 	uint64_t size;
 	bool sound;
 
-	if (look(w, TARGET, &o, &size, &err) < 0)
+	o.raw = m->raw;
+	if (look(w, m->target, &o, &size, &err) < 0)
 		return (!done && err.code == IMG_AGAIN) || wrong(w, "the target alone: %d, %s", err.code, err.msg);
 	if ((size != w->size || disk_differs(w->buf, w->view, w->size) >= 0) &&
 	    (done || size != m->size[m->layers] || disk_differs(w->buf, w->old, size) >= 0))
@@ -176,7 +188,7 @@ static bool target_holds(struct world *w, bool done)
 			     (long long)disk_differs(w->buf, w->view, w->size));
 	if (!done)
 		return true;
-	if (img_open(&c, in_dir(w, TARGET), &o, &err) < 0)
+	if (img_open(&c, in_dir(w, m->target), &o, &err) < 0)
 		return wrong(w, "the target: %s", err.msg);
 	sound = !img_layer_info(c, 0)->unsound && !img_layer_info(c, 0)->warning;
 	if (!sound)
@@ -189,7 +201,7 @@ static bool target_holds(struct world *w, bool done)
 static bool middle_holds(struct world *w, int i)
 {
 	struct merging *m = w->op;
-	struct img_open o = { .writable = false };
+	struct img_open o = open_as(w);
 	struct img_err err = { 0 };
 	uint64_t size;
 
@@ -203,28 +215,31 @@ static bool middle_holds(struct world *w, int i)
 static bool nothing_left(struct world *w)
 {
 	struct merging *m = w->op;
+	char marker[FS_PATH];
 
 	for (int i = 0; i < m->layers; i++)
 		if (m->del && exists(w, names[i]))
 			return wrong(w, "%s was to be deleted", names[i]);
-	return !exists(w, TARGET ".merging") || wrong(w, "the marker is still there");
+	snprintf(marker, sizeof(marker), "%s.merging", m->target);
+	return !exists(w, marker) || wrong(w, "the marker is still there");
 }
 
 static bool merge_check(struct world *w, void *ctx, const struct when *when)
 {
 	struct merging *m = w->op;
-	struct img_open o = { .raw = m->raw };
+	struct img_open o = open_as(w);
 	struct img_err err = { 0 };
 	bool ok = true;
 
 	(void)ctx;
+	o.raw = m->raw;
 	if (when->done && !nothing_left(w))
 		return false;
 	if (!when->done || !m->del)
 		ok = shows(w, names[0], w->view, w->size);
 	/* A rest of a merged chain need not open once the target stands for it. */
 	if (!ok && m->del)
-		ok = disk_read(in_dir(w, TARGET), &o, w->buf, w->size, &err) == 0 &&
+		ok = disk_read(in_dir(w, m->target), &o, w->buf, w->size, &err) == 0 &&
 		     disk_differs(w->buf, w->view, w->size) < 0 && !opens(w, names[0]);
 	for (int i = 1; ok && i < m->layers; i++)
 		ok = middle_holds(w, i);
@@ -232,7 +247,7 @@ static bool merge_check(struct world *w, void *ctx, const struct when *when)
 		ok = shows(w, GRAND, m->grand_shows, w->size);
 	if (ok && exists(w, names[0]))
 		ok = sound(w, names[0], false);
-	return ok && target_holds(w, when->done) && (m->raw || sound(w, TARGET, when->done));
+	return ok && target_holds(w, when->done) && (m->raw || sound(w, m->target, when->done));
 }
 
 static void flatten_build(struct world *w)
@@ -243,7 +258,7 @@ static void flatten_build(struct world *w)
 
 static int flatten_run(struct world *w, void *ctx, bool again, struct img_err *err)
 {
-	struct img_open o = { .writable = false };
+	struct img_open o = open_as(w);
 	struct img_merge opts = { .open = &o };
 	struct img_merge_stats stats;
 	struct img_chain *c;

@@ -30,6 +30,11 @@ const char *in_dir(const struct world *w, const char *name)
 	return p;
 }
 
+struct img_open open_as(const struct world *w)
+{
+	return (struct img_open){ .parent_dirs = w->aside, .nparent_dirs = w->aside[0] != NULL };
+}
+
 bool wrong(struct world *w, const char *fmt, ...)
 {
 	va_list ap;
@@ -42,7 +47,7 @@ bool wrong(struct world *w, const char *fmt, ...)
 
 bool shows(struct world *w, const char *name, const uint8_t *want, uint64_t size)
 {
-	struct img_open o = { .writable = false };
+	struct img_open o = open_as(w);
 	struct img_err err = { 0 };
 	int64_t sec;
 
@@ -80,7 +85,7 @@ void ignore_fault(void *ctx, const struct img_fault *f)
 bool sound(struct world *w, const char *name, bool done)
 {
 	struct faults x = { .done = done };
-	struct img_check o = { .fault = note_fault, .ctx = &x };
+	struct img_check o = { .open = open_as(w), .fault = note_fault, .ctx = &x };
 	struct img_check_result res;
 	struct img_err err = { 0 };
 
@@ -105,7 +110,7 @@ int look(struct world *w, const char *name, const struct img_open *o, uint64_t *
 
 bool opens(struct world *w, const char *name)
 {
-	struct img_open o = { .writable = false };
+	struct img_open o = open_as(w);
 	struct img_chain *c;
 
 	if (img_open(&c, in_dir(w, name), &o, NULL) < 0)

@@ -14,6 +14,7 @@ struct world {
 	struct fs base;  /* what the folder holds before */
 	uint64_t size;
 	uint8_t *old, *view, *buf; /* SIZE bytes each */
+	const char *aside[1]; /* a second folder, where parents may lie; NULL: there is none */
 	bool big;	 /* large blocks: fewer states */
 	bool wide;	 /* many small blocks: a BAT of several sectors */
 	unsigned runs;	 /* so far: what is written differs every time */
@@ -41,6 +42,8 @@ struct op {
 
 extern const struct op op_merge, op_flatten, op_resize, op_reparent, op_repair, op_snap, op_create, op_fill, op_guest;
 
+/* How disks of this scenario are opened. */
+struct img_open open_as(const struct world *w);
 /* Path of NAME in the folder; one of a few static buffers. */
 const char *in_dir(const struct world *w, const char *name);
 /* Sets WHY; returns false. */
