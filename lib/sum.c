@@ -90,7 +90,8 @@ void img_sum_zeros(struct img_sum *s, uint64_t len)
 			len -= IMG_SUM_CHUNK;
 			continue;
 		}
-		size_t n = (size_t)u64_min(len, sizeof(s->zeros));
+		/* Never past the chunk: behind its end whole chunks come cheap again. */
+		size_t n = (size_t)u64_min(u64_min(len, sizeof(s->zeros)), IMG_SUM_CHUNK - s->fill);
 
 		img_sum_data(s, s->zeros, n);
 		len -= n;
