@@ -360,6 +360,8 @@ static int new_begin(struct img_new **out, const char *path, const struct img_cr
 		return -1;
 	n = calloc(1, sizeof(*n));
 	l = layer_new(err);
+	if (!n)
+		img_err_errno(err, ENOMEM, "%s", path);
 	if (!n || !l || create_file(&n->file, &l->file, path, opts, reopen, err) < 0) {
 		free(n);
 		img_layer_close(l);
