@@ -11,7 +11,7 @@
 #include "vhd_check.h"
 
 static int (*const checks[])(struct check *c, struct img_err *err) = {
-	check_leftovers, check_footers, check_size,  check_header,  check_locators,
+	check_leftovers, check_footers, check_size, check_header,  check_geometry, check_locators,
 	check_batmap,	 check_bat,	check_space, check_bitmaps, check_link,
 };
 
@@ -62,13 +62,18 @@ static int grow(void *array, size_t n, size_t size, struct img_err *err)
 	return 0;
 }
 
-int mend_entry(struct check *c, uint32_t block, uint32_t entry, struct img_err *err)
+int mend_entry(struct check *c, uint32_t block, uint32_t n, uint32_t entry, struct img_err *err)
 {
 	struct mend *m = &c->mend;
+	struct mend_entry *last = m->nentries ? &m->entries[m->nentries - 1] : NULL;
 
+	if (last && last->entry == entry && last->block + last->n == block) {
+		last->n += n;
+		return 0;
+	}
 	if (grow(&m->entries, m->nentries, sizeof(*m->entries), err) < 0)
 		return -1;
-	m->entries[m->nentries++] = (struct mend_entry){ block, entry };
+	m->entries[m->nentries++] = (struct mend_entry){ block, n, entry };
 	return 0;
 }
 

@@ -110,7 +110,7 @@ static inline uint32_t placed_block(uint64_t p)
 }
 
 struct mend_entry {
-	uint32_t block, entry;
+	uint32_t block, n, entry; /* the same one for N blocks from BLOCK on */
 };
 
 struct mend_copy {
@@ -148,6 +148,7 @@ struct check {
 
 	/* footers */
 	bool has_footer;
+	bool doubtful;	   /* nothing bears out the footer that is gone on with: nothing is mended */
 	struct vhd_footer footer;
 	uint8_t footer_raw[VHD_FOOTER_LEN];
 	uint64_t end_off;  /* of the end footer; of the end of the file when there is none */
@@ -193,6 +194,7 @@ void fault_report(struct check *c, const struct img_fault *f);
 int check_leftovers(struct check *c, struct img_err *err);
 int check_footers(struct check *c, struct img_err *err);
 int check_size(struct check *c, struct img_err *err);
+int check_geometry(struct check *c, struct img_err *err);
 int check_header(struct check *c, struct img_err *err);
 int check_locators(struct check *c, struct img_err *err);
 int check_batmap(struct check *c, struct img_err *err);
@@ -207,8 +209,7 @@ int check_find_parent(struct check *c, struct img_err *err);
 void check_report_loop(struct check *c, const char *path);
 void check_report_depth(struct check *c, unsigned layers);
 
-/* vhd_check_head.c: whether every entry of the BAT makes sense under this header. */
-int check_bat_fits(struct check *c, const struct vhd_header *h, bool *yes, struct img_err *err);
+/* vhd_check_head.c */
 bool check_block_size_ok(uint32_t size);
 
 /* vhd_check_bat.c */
@@ -226,7 +227,7 @@ void check_free(struct check *c);
 /* The parents, in the manner that the options say. */
 int check_parents(struct check *c, struct img_err *err);
 /* Mends are noted here; MEND_BYTES takes the buffer over. */
-int mend_entry(struct check *c, uint32_t block, uint32_t entry, struct img_err *err);
+int mend_entry(struct check *c, uint32_t block, uint32_t n, uint32_t entry, struct img_err *err);
 int mend_copy(struct check *c, uint32_t block, uint64_t from, struct img_err *err);
 int mend_bytes(struct check *c, uint64_t off, uint8_t *buf, size_t len, struct img_err *err);
 

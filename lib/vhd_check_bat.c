@@ -71,16 +71,16 @@ static void flush_run(struct check *c, struct run *r)
 	fault_report(c, &f);
 }
 
-static int bad_entry(struct check *c, struct run *r, enum fault_id id, uint32_t block, uint32_t entry,
-		     const char *where, struct img_err *err)
+static int bad_entries(struct check *c, struct run *r, enum fault_id id, uint32_t block, uint32_t n,
+		       uint32_t entry, const char *where, struct img_err *err)
 {
 	if (r->open && r->id == id && r->entry == entry && r->first + r->n == block) {
-		r->n++;
+		r->n += n;
 	} else {
 		flush_run(c, r);
-		*r = (struct run){ true, id, block, 1, entry, where };
+		*r = (struct run){ true, id, block, n, entry, where };
 	}
-	return mend_entry(c, block, VHD_BAT_FREE, err);
+	return mend_entry(c, block, n, VHD_BAT_FREE, err);
 }
 
 /* The file ends within the block: what is missing reads as zeros from now on. */
@@ -113,32 +113,50 @@ static int take_entry(struct check *c, struct run *r, uint32_t block, uint32_t e
 	if (entry == VHD_BAT_FREE)
 		return 0;
 	if (off < c->end_off && (a = check_area_at(c, off, end)))
-		return bad_entry(c, r, F_BAT_IN_METADATA, block, entry, a->what, err);
+		return bad_entries(c, r, F_BAT_IN_METADATA, block, 1, entry, a->what, err);
 	if (end / SECTOR > UINT32_MAX)
-		return bad_entry(c, r, F_BAT_WRAPS, block, entry, NULL, err);
+		return bad_entries(c, r, F_BAT_WRAPS, block, 1, entry, NULL, err);
 	if (off >= c->end_off)
-		return bad_entry(c, r, F_BAT_OUT_OF_FILE, block, entry, NULL, err);
+		return bad_entries(c, r, F_BAT_OUT_OF_FILE, block, 1, entry, NULL, err);
 	if (end > c->end_off)
 		report_cut(c, block, off);
 	c->placed[c->nplaced++] = (uint64_t)entry << 32 | block;
 	return 0;
 }
 
-/* Calls FN for the entries FIRST to END, a chunk at a time. */
-static int each_chunk(struct check *c, uint32_t first, uint32_t end, uint32_t *buf,
-		      int (*fn)(struct check *c, void *ctx, uint32_t first, uint32_t n, const uint32_t *e,
-				struct img_err *err),
-		      void *ctx, struct img_err *err)
+/*
+ * Calls FN for the entries FIRST to END, a chunk at a time; E is NULL for the zeros of a hole, which a file
+ * that claims a huge table has without any cost: they must not cost us anything either.
+ */
+typedef int chunk_fn(struct check *c, void *ctx, uint32_t first, uint32_t n, const uint32_t *e,
+		     struct img_err *err);
+
+static int each_chunk(struct check *c, uint32_t first, uint32_t end, uint32_t *buf, chunk_fn *fn, void *ctx,
+		      struct img_err *err)
 {
 	while (first < end) {
-		uint32_t n = end - first < CHUNK ? end - first : CHUNK;
+		uint64_t len = (uint64_t)(end - first) * 4;
+		uint32_t n;
+		bool hole;
 
-		if (check_bat_read(c, c->header.bat_off, first, n, buf, err) < 0 ||
-		    fn(c, ctx, first, n, buf, err) < 0)
+		if (io_extent(&c->file, c->header.bat_off + (uint64_t)first * 4, &len, &hole, err) < 0)
+			return -1;
+		hole = hole && len >= 4;
+		n = (uint32_t)(hole ? len / 4 : u64_min((len + 3) / 4, CHUNK));
+		if ((!hole && check_bat_read(c, c->header.bat_off, first, n, buf, err) < 0) ||
+		    fn(c, ctx, first, n, hole ? NULL : buf, err) < 0)
 			return -1;
 		first += n;
 	}
 	return 0;
+}
+
+/* Memory is only for those that can be blocks. */
+static bool may_be_placed(const struct check *c, uint32_t entry)
+{
+	uint64_t off = (uint64_t)entry * SECTOR;
+
+	return entry != VHD_BAT_FREE && off < c->end_off && !check_area_at(c, off, off + c->stride);
 }
 
 static int count_chunk(struct check *c, void *ctx, uint32_t first, uint32_t n, const uint32_t *e,
@@ -147,14 +165,16 @@ static int count_chunk(struct check *c, void *ctx, uint32_t first, uint32_t n, c
 	size_t *used = ctx;
 
 	(void)first, (void)err;
-	for (uint32_t i = 0; i < n; i++)
-		*used += e[i] != VHD_BAT_FREE && (uint64_t)e[i] * SECTOR < c->end_off;
+	for (uint32_t i = 0; e && i < n; i++)
+		*used += may_be_placed(c, e[i]);
 	return 0;
 }
 
 static int take_chunk(struct check *c, void *ctx, uint32_t first, uint32_t n, const uint32_t *e,
 		      struct img_err *err)
 {
+	if (!e)
+		return bad_entries(c, ctx, F_BAT_IN_METADATA, first, n, 0, check_area_at(c, 0, 1)->what, err);
 	for (uint32_t i = 0; i < n; i++)
 		if (take_entry(c, ctx, first + i, e[i], err) < 0)
 			return -1;
@@ -173,29 +193,19 @@ static int extra_chunk(struct check *c, void *ctx, uint32_t first, uint32_t n, c
 	struct extra *x = ctx;
 
 	(void)c, (void)err;
-	for (uint32_t i = 0; i < n; i++)
+	for (uint32_t i = 0; e && i < n; i++)
 		if (e[i] != VHD_BAT_FREE && e[i] != 0 && x->n++ == 0)
 			x->first = first + i;
 	return 0;
 }
 
-/* Holes of a file that claims a huge table are not read. */
 static int check_extra(struct check *c, uint32_t *buf, struct img_err *err)
 {
 	struct extra x = { 0 };
 	struct img_fault f;
 
-	for (uint32_t first = c->blocks; first < c->header.entries;) {
-		uint64_t len = (uint64_t)(c->header.entries - first) * 4, n;
-		bool hole;
-
-		if (io_extent(&c->file, c->header.bat_off + (uint64_t)first * 4, &len, &hole, err) < 0)
-			return -1;
-		n = u64_min((len + 3) / 4, c->header.entries - first);
-		if (!hole && each_chunk(c, first, first + (uint32_t)n, buf, extra_chunk, &x, err) < 0)
-			return -1;
-		first += (uint32_t)n;
-	}
+	if (each_chunk(c, c->blocks, c->header.entries, buf, extra_chunk, &x, err) < 0)
+		return -1;
 	if (x.n == 0)
 		return 0;
 	f = fault_make(c, F_BAT_BEYOND_DISK, c->header.bat_off + (uint64_t)x.first * 4);

@@ -190,7 +190,8 @@ static int pick(struct check *c, struct ends *s, bool *mendable, struct img_err 
 }
 
 /* The fault of one copy that is not valid. */
-static void report_copy(struct check *c, enum vhd_verdict is, uint64_t off, bool end, bool mendable)
+static void report_copy(struct check *c, enum vhd_verdict is, const uint8_t raw[VHD_FOOTER_LEN],
+			uint64_t off, bool end, bool mendable)
 {
 	static const enum fault_id ids[][2] = {
 		[VHD_NO_COOKIE] = { F_FOOTER_FRONT_MISSING, F_FOOTER_END_MISSING },
@@ -198,14 +199,25 @@ static void report_copy(struct check *c, enum vhd_verdict is, uint64_t off, bool
 		[VHD_BAD_TYPE] = { F_FOOTER_FRONT_BAD_TYPE, F_FOOTER_END_BAD_TYPE },
 		[VHD_BAD_CHECKSUM] = { F_FOOTER_FRONT_BAD_CHECKSUM, F_FOOTER_END_BAD_CHECKSUM },
 	};
+	uint8_t sealed[VHD_FOOTER_LEN];
 	struct img_fault f;
 
 	if (is == VHD_OK)
 		return;
 	f = fault_make(c, ids[is][end], off);
 	f.mendable = mendable;
-	FOUND(&f, "%s", vhd_verdict_str(is));
-	EXPECTED(&f, "%s", mendable ? "what the rest of the file proves" : "a valid footer");
+	memcpy(sealed, raw, sizeof(sealed));
+	vhd_footer_seal(sealed);
+	if (is == VHD_BAD_CHECKSUM) {
+		FOUND(&f, "0x%08" PRIx32, be32_get(raw + 64));
+		EXPECTED(&f, "0x%08" PRIx32 " for these fields", be32_get(sealed + 64));
+	} else if (is == VHD_BAD_VERSION) {
+		FOUND(&f, "0x%08" PRIx32, be32_get(raw + 12));
+		EXPECTED(&f, "0x00010000");
+	} else if (is == VHD_BAD_TYPE) {
+		FOUND(&f, "%" PRIu32, be32_get(raw + 60));
+		EXPECTED(&f, "2, 3 or 4");
+	}
 	c->mend.footers |= mendable;
 	fault_report(c, &f);
 }
@@ -272,12 +284,13 @@ int check_footers(struct check *c, struct img_err *err)
 		report_none(c, &s);
 		return 0;
 	}
+	c->doubtful = !mendable;
 	c->end_off = s.end_off;
 	c->has_end = s.end_is != VHD_NO_COOKIE;
 	report_placing(c, &s);
-	report_copy(c, s.end_is, s.end_off, true, mendable);
+	report_copy(c, s.end_is, s.end, s.end_off, true, mendable);
 	if (c->footer.type != VHD_FIXED) {
-		report_copy(c, s.front_is, 0, false, mendable);
+		report_copy(c, s.front_is, s.front, 0, false, mendable);
 		report_difference(c, &s);
 		check_area_add(c, 0, VHD_FOOTER_LEN, VHD_FOOTER_LEN, "the front footer");
 	}
@@ -319,38 +332,6 @@ static void check_odd_bytes(struct check *c)
 		f = fault_make(c, F_FOOTER_UUID_NONE, c->end_off + 68);
 		fault_report(c, &f);
 	}
-}
-
-/* A geometry is informational; what it may be is what some program makes of the size (§4, §6). */
-static void check_geometry(struct check *c)
-{
-	static const char *const sized[] = { "win ", "qem2", "d2v ", "CTXS", "tap" };
-	const struct vhd_footer *t = &c->footer;
-	uint64_t product = (uint64_t)t->cylinders * t->heads * t->sectors * SECTOR;
-	bool max = t->cylinders == 65535 && t->heads == 16 && t->sectors == 255, trusted = max;
-	struct img_fault f;
-	uint16_t cyl;
-	uint8_t heads, sectors;
-
-	vhd_geometry(t->size, &cyl, &heads, &sectors);
-	for (size_t i = 0; i < sizeof(sized) / sizeof(sized[0]); i++)
-		trusted |= memcmp(t->creator, sized[i], strlen(sized[i])) == 0;
-	if (!max && (cyl != t->cylinders || heads != t->heads || sectors != t->sectors)) {
-		f = fault_make(c, F_GEOMETRY_WRONG, c->end_off + 56);
-		FOUND(&f, "%u/%u/%u", t->cylinders, t->heads, t->sectors);
-		EXPECTED(&f, "%u/%u/%u", cyl, heads, sectors);
-		f.mendable = c->mend.footers = true;
-		be16_put(c->footer_raw + 56, cyl);
-		c->footer_raw[58] = heads;
-		c->footer_raw[59] = sectors;
-	} else if (!trusted && product != t->size) {
-		f = fault_make(c, F_GEOMETRY_SIZE_DISPUTE, c->end_off + 56);
-		FOUND(&f, "%" PRIu64 " bytes by the geometry", product);
-		EXPECTED(&f, "%" PRIu64, t->size);
-	} else {
-		return;
-	}
-	fault_report(c, &f);
 }
 
 static void check_fixed(struct check *c)
@@ -404,8 +385,45 @@ int check_size(struct check *c, struct img_err *err)
 		EXPECTED(&f, "%" PRIu64, c->footer.size);
 		fault_report(c, &f);
 	}
-	check_geometry(c);
 	if (c->footer.type == VHD_FIXED)
 		check_fixed(c);
+	return 0;
+}
+
+/* A geometry is informational; what it may be is what some program makes of the size (§4, §6). */
+int check_geometry(struct check *c, struct img_err *err)
+{
+	static const char *const sized[] = { "win ", "qem2", "d2v ", "CTXS", "tap" };
+	const struct vhd_footer *t = &c->footer;
+	uint64_t product = (uint64_t)t->cylinders * t->heads * t->sectors * SECTOR;
+	bool max = t->cylinders == 65535 && t->heads == 16 && t->sectors == 255, trusted = max;
+	/* While the size is in doubt, so is the geometry. */
+	bool sure = t->type == VHD_FIXED ? t->size == c->end_off : c->has_header;
+	struct img_fault f;
+	uint16_t cyl;
+	uint8_t heads, sectors;
+
+	(void)err;
+	if (!c->has_footer || !sure)
+		return 0;
+	vhd_geometry(t->size, &cyl, &heads, &sectors);
+	for (size_t i = 0; i < sizeof(sized) / sizeof(sized[0]); i++)
+		trusted |= memcmp(t->creator, sized[i], strlen(sized[i])) == 0;
+	if (!max && (cyl != t->cylinders || heads != t->heads || sectors != t->sectors)) {
+		f = fault_make(c, F_GEOMETRY_WRONG, c->end_off + 56);
+		FOUND(&f, "%u/%u/%u", t->cylinders, t->heads, t->sectors);
+		EXPECTED(&f, "%u/%u/%u", cyl, heads, sectors);
+		f.mendable = c->mend.footers = true;
+		be16_put(c->footer_raw + 56, cyl);
+		c->footer_raw[58] = heads;
+		c->footer_raw[59] = sectors;
+	} else if (!trusted && product != t->size) {
+		f = fault_make(c, F_GEOMETRY_SIZE_DISPUTE, c->end_off + 56);
+		FOUND(&f, "%" PRIu64 " bytes by the geometry", product);
+		EXPECTED(&f, "%" PRIu64, t->size);
+	} else {
+		return 0;
+	}
+	fault_report(c, &f);
 	return 0;
 }

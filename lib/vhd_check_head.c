@@ -41,13 +41,19 @@ static bool entry_ok(const struct check *c, const struct vhd_header *h, uint64_t
 		!(off < bat_end && end > h->bat_off));
 }
 
-int check_bat_fits(struct check *c, const struct vhd_header *h, bool *yes, struct img_err *err)
+/* How the entries look under a header. */
+struct fit {
+	bool placed;	    /* the table itself can be where it is */
+	uint64_t used, bad; /* entries that are not free; and of these, those that lead nowhere */
+};
+
+static int bat_fit(struct check *c, const struct vhd_header *h, struct fit *fit, struct img_err *err)
 {
 	uint64_t need;
 	uint32_t *buf;
 	int rc = 0;
 
-	*yes = false;
+	*fit = (struct fit){ 0 };
 	if (!check_block_size_ok(h->block_size))
 		return 0;
 	need = needed(c, h->block_size);
@@ -56,16 +62,28 @@ int check_bat_fits(struct check *c, const struct vhd_header *h, bool *yes, struc
 	buf = malloc(BAT_CHUNK * sizeof(*buf));
 	if (!buf)
 		return img_err_errno(err, ENOMEM, "%s", c->file.path);
-	*yes = true;
-	for (uint32_t first = 0; rc == 0 && *yes && first < need; first += BAT_CHUNK) {
+	fit->placed = true;
+	for (uint32_t first = 0; rc == 0 && first < need; first += BAT_CHUNK) {
 		uint32_t n = (uint32_t)u64_min(need - first, BAT_CHUNK);
 
 		rc = check_bat_read(c, h->bat_off, first, n, buf, err);
-		for (uint32_t i = 0; rc == 0 && *yes && i < n; i++)
-			*yes = entry_ok(c, h, need, buf[i]);
+		for (uint32_t i = 0; rc == 0 && i < n; i++) {
+			fit->used += buf[i] != VHD_BAT_FREE;
+			fit->bad += !entry_ok(c, h, need, buf[i]);
+		}
 	}
 	free(buf);
 	return rc;
+}
+
+static int bat_fits(struct check *c, const struct vhd_header *h, bool *yes, struct img_err *err)
+{
+	struct fit fit;
+
+	if (bat_fit(c, h, &fit, err) < 0)
+		return -1;
+	*yes = fit.placed && fit.bad == 0;
+	return 0;
 }
 
 /* --- proofs ------------------------------------------------------------------------------- */
@@ -101,7 +119,7 @@ static int try_guess(struct check *c, const struct guess *g, bool *ok, struct im
 	put_guess(raw, g);
 	if (memcmp(raw, c->header_raw, sizeof(raw)) == 0 || vhd_header_decode(raw, &h) != VHD_OK)
 		return 0;
-	return check_bat_fits(c, &h, ok, err);
+	return bat_fits(c, &h, ok, err);
 }
 
 static void accept(struct check *c, const struct guess *g)
@@ -141,6 +159,18 @@ static int prove_by_checksum(struct check *c, bool *ok, struct img_err *err)
 	return 0;
 }
 
+/* A table of free entries could be padding: only one that leads to blocks is beyond doubt. */
+static int bat_here(struct check *c, const struct vhd_header *h, bool *yes, struct img_err *err)
+{
+	struct fit fit;
+
+	if (bat_fit(c, h, &fit, err) < 0)
+		return -1;
+	*yes = fit.placed && fit.bad == 0 &&
+	       (fit.used || c->end_off < h->bat_off + (uint64_t)h->entries * 4 + h->block_size);
+	return 0;
+}
+
 /* The checksum is right, or not to be relied on: size, block size and entries are three, and two prove the third. */
 static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, struct img_err *err)
 {
@@ -153,7 +183,7 @@ static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, stru
 		for (t.block_size = 4096; t.block_size <= 256u << 20; t.block_size <<= 1) {
 			if (needed(c, t.block_size) != h->entries)
 				continue;
-			if (check_bat_fits(c, &t, ok, err) < 0)
+			if (bat_fits(c, &t, ok, err) < 0)
 				return -1;
 			fits += *ok;
 			g.value = *ok ? t.block_size : g.value;
@@ -165,12 +195,12 @@ static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, stru
 		t.entries = (uint32_t)g.value;
 		if (g.value > UINT32_MAX)
 			*ok = false;
-		else if (check_bat_fits(c, &t, ok, err) < 0)
+		else if (bat_fits(c, &t, ok, err) < 0)
 			return -1;
 	} else if (!bat_place_ok(c, h->bat_off, h->entries)) {
 		g = (struct guess){ F_HEADER_BAT_OFFSET, 16, 8, c->footer.data_off + VHD_HEADER_LEN };
 		t.bat_off = g.value;
-		if (check_bat_fits(c, &t, ok, err) < 0)
+		if (bat_here(c, &t, ok, err) < 0)
 			return -1;
 	} else {
 		return 0;
@@ -243,11 +273,28 @@ static void report_header(struct check *c, enum vhd_verdict is, bool mendable)
 	unsigned at = is == VHD_NO_COOKIE ? 0 : is == VHD_BAD_VERSION ? 24 : 36;
 	struct img_fault f = fault_make(c, id, c->footer.data_off + at);
 
-	FOUND(&f, "%s", vhd_verdict_str(is));
-	EXPECTED(&f, "%s", mendable ? "another checksum: all fields fit the file" : "a valid header");
+	FOUND(&f, "0x%08" PRIx32, be32_get(c->header_raw + at));
+	if (mendable)
+		EXPECTED(&f, "another one: all fields fit the file");
 	f.mendable = mendable;
 	c->mend.header |= mendable;
 	fault_report(c, &f);
+}
+
+/* No single field explains the checksum: it is itself what is wrong, when nearly all of the table fits. */
+static int judge_checksum(struct check *c, bool *ok, struct img_err *err)
+{
+	struct fit fit;
+
+	if (prove_by_fields(c, &c->header, ok, err) < 0)
+		return -1;
+	if (*ok) {
+		if (bat_fit(c, &c->header, &fit, err) < 0)
+			return -1;
+		*ok = fit.placed && fit.bad * 4 <= fit.used;
+	}
+	report_header(c, VHD_BAD_CHECKSUM, *ok);
+	return 0;
 }
 
 /* Leaves a header to go on with, or has_header false. */
@@ -255,22 +302,18 @@ static int judge_header(struct check *c, enum vhd_verdict is, struct img_err *er
 {
 	bool ok = is == VHD_OK;
 
-	if (!ok) {
-		if (prove_by_checksum(c, &ok, err) < 0)
-			return -1;
-		if (ok) {
-			vhd_header_decode(c->header_raw, &c->header);
-		} else if (is != VHD_BAD_CHECKSUM) {
-			report_header(c, is, false);
-			return 0;
-		} else {
-			if (check_bat_fits(c, &c->header, &ok, err) < 0)
-				return -1;
-			report_header(c, is, ok);
-		}
-	}
-	if (prove_by_fields(c, &c->header, &ok, err) < 0)
+	if (!ok && prove_by_checksum(c, &ok, err) < 0)
 		return -1;
+	if (!ok && is == VHD_BAD_CHECKSUM) {
+		if (judge_checksum(c, &ok, err) < 0)
+			return -1;
+	} else if (!ok) {
+		report_header(c, is, false);
+	} else {
+		vhd_header_decode(c->header_raw, &c->header);
+		if (prove_by_fields(c, &c->header, &ok, err) < 0)
+			return -1;
+	}
 	c->has_header = ok;
 	return 0;
 }

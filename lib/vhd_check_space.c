@@ -97,8 +97,8 @@ static int report_orphan(struct check *c, uint64_t at, bool *is, struct img_err 
 	return 0;
 }
 
-/* Where a block could begin: at the start of the gap, and where data would be aligned. */
-static int find_orphans(struct check *c, uint64_t from, uint64_t to, struct img_err *err)
+/* Where a block could begin: at the start of the gap, and where data would be aligned. *END: of the last one. */
+static int find_orphans(struct check *c, uint64_t from, uint64_t to, uint64_t *end, struct img_err *err)
 {
 	bool is;
 
@@ -111,6 +111,7 @@ static int find_orphans(struct check *c, uint64_t from, uint64_t to, struct img_
 		    report_orphan(c, from = aligned, &is, err) < 0)
 			return -1;
 		from = u64_min(to, from + c->stride);
+		*end = is ? from : *end;
 	}
 	return 0;
 }
@@ -119,8 +120,11 @@ static int report_gap(struct check *c, uint64_t from, uint64_t to, bool trailing
 {
 	struct img_fault f = fault_make(c, trailing ? F_SPACE_TRAILING : F_SPACE_LEAKED, from);
 	struct scan data = { 0 };
+	uint64_t kept = from;
 
 	c->res->leaked += to - from;
+	if (!c->opts->no_bitmaps && find_orphans(c, from, to, &kept, err) < 0)
+		return -1;
 	if (!trailing && to - from >= c->stride)
 		f.severity = IMG_WARNING;
 	FOUND(&f, "%" PRIu64 " bytes up to %" PRIu64, to - from, to);
@@ -129,14 +133,15 @@ static int report_gap(struct check *c, uint64_t from, uint64_t to, bool trailing
 		data.last = from;
 		if (!c->opts->no_bitmaps && scan_data(c, from, to, &data, err) < 0)
 			return -1;
-		f.mendable = to >= u64_round_up(data.last, PAGE) + GAP_MIN;
+		kept = u64_max(kept, data.last);
+		f.mendable = to >= u64_round_up(kept, PAGE) + GAP_MIN;
 		EXPECTED(&f, "the footer at %" PRIu64, vhd_footer_place(from));
 		if (f.mendable)
 			c->mend.footers = c->mend.move_end = true;
-		c->mend.end = data.last;
+		c->mend.end = kept;
 	}
 	fault_report(c, &f);
-	return c->opts->no_bitmaps ? 0 : find_orphans(c, from, to, err);
+	return 0;
 }
 
 static int cmp_area(const void *a, const void *b)

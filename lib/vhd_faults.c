@@ -126,11 +126,12 @@ void fault_report(struct check *c, const struct img_fault *f)
 	uint64_t *count = f->severity == IMG_ERROR   ? &c->res->errors :
 			  f->severity == IMG_WARNING ? &c->res->warnings :
 						       &c->res->notes;
+	struct img_fault out = *f;
 
 	if (c->quiet)
 		return;
 	++*count;
-	if (f->mendable)
-		c->res->mendable++;
-	c->opts->fault(c->opts->ctx, f);
+	out.mendable &= !c->doubtful;
+	c->res->mendable += out.mendable;
+	c->opts->fault(c->opts->ctx, &out);
 }

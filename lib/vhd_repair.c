@@ -70,7 +70,7 @@ static int place_copies(struct check *c, struct img_err *err)
 			return img_err_set(err, IMG_CANTCREAT,
 					   "%s: no room for another copy of %zu blocks within 2 TiB; nothing was changed",
 					   c->file.path, m->ncopies);
-		if (mend_entry(c, m->copies[i].block, (uint32_t)(m->copies[i].to / SECTOR), err) < 0)
+		if (mend_entry(c, m->copies[i].block, 1, (uint32_t)(m->copies[i].to / SECTOR), err) < 0)
 			return -1;
 	}
 	return 0;
@@ -183,7 +183,8 @@ static int collect(struct check *c, struct ranges *s, struct img_err *err)
 	if (m->cut_to > m->cut_from)
 		add_range(s, m->cut_from, m->cut_to - m->cut_from);
 	for (size_t i = 0; i < m->nentries; i++)
-		add_range(s, c->header.bat_off + (uint64_t)m->entries[i].block * 4, 4);
+		add_range(s, c->header.bat_off + (uint64_t)m->entries[i].block * 4,
+			  (uint64_t)m->entries[i].n * 4);
 	for (size_t i = 0; i < m->ncopies; i++)
 		add_range(s, m->copies[i].to, c->stride);
 	for (size_t i = 0; i < m->nbytes; i++)
@@ -201,12 +202,21 @@ static int collect(struct check *c, struct ranges *s, struct img_err *err)
 
 /* --- the new ones --------------------------------------------------------------------------- */
 
-static int put_entry(struct check *c, const struct mend_entry *e, struct img_err *err)
+static int put_entries(struct check *c, const struct mend_entry *e, struct img_err *err)
 {
-	uint8_t buf[4];
+	uint8_t buf[4096];
 
-	be32_put(buf, e->entry);
-	return io_write(&c->file, buf, sizeof(buf), c->header.bat_off + (uint64_t)e->block * 4, err);
+	for (uint32_t done = 0; done < e->n;) {
+		uint32_t n = (uint32_t)u64_min(e->n - done, sizeof(buf) / 4);
+
+		for (uint32_t i = 0; i < n; i++)
+			be32_put(buf + 4 * (size_t)i, e->entry);
+		if (io_write(&c->file, buf, 4 * (size_t)n, c->header.bat_off + ((uint64_t)e->block + done) * 4,
+			     err) < 0)
+			return -1;
+		done += n;
+	}
+	return 0;
 }
 
 /* Zeros up to the new footer, in what did not belong to anything; then the footers. */
@@ -236,7 +246,7 @@ static int apply(struct check *c, struct img_err *err)
 		if (io_copy(&c->file, m->copies[i].from, &c->file, m->copies[i].to, c->stride, err) < 0)
 			return -1;
 	for (size_t i = 0; i < m->nentries; i++)
-		if (put_entry(c, &m->entries[i], err) < 0)
+		if (put_entries(c, &m->entries[i], err) < 0)
 			return -1;
 	for (size_t i = 0; i < m->nbytes; i++)
 		if (io_write(&c->file, m->bytes[i].buf, m->bytes[i].len, m->bytes[i].off, err) < 0)
@@ -286,6 +296,8 @@ static int mend_file(struct check *c, const struct img_check *opts, struct img_e
 	struct ranges s = { 0 };
 	int rc = -1;
 
+	if (c->doubtful)
+		return 0;
 	if (plan(c, err) < 0)
 		return -1;
 	if (nothing_to_do(&c->mend))

@@ -198,7 +198,7 @@ static int check(struct job *j, const char *path)
 	if (j->json)
 		json_end(j, &r, &after, sound);
 	if (rc < 0) {
-		if (err.code == IMG_AGAIN && !j->repair && !j->check.open.unlocked)
+		if (err.code == IMG_AGAIN && strstr(err.msg, ": locked: ") && !j->repair)
 			cli_warn("--unlocked looks at a disk that is in use");
 		return cli_fail(&err);
 	}
