@@ -14,10 +14,12 @@
 static int check_size(const char *path, uint64_t size, struct img_err *err)
 {
 	if (size == 0 || size % SECTOR)
-		return img_err_set(err, IMG_USAGE, "%s: the size must be a multiple of 512, not %" PRIu64, path,
+		return img_err_set(err, IMG_USAGE,
+				   "%s: the size must be a multiple of 512, not %" PRIu64, path,
 				   size);
 	if (size > IMG_VHD_MAX_SIZE)
-		return img_err_set(err, IMG_USAGE, "%s: %" PRIu64 " bytes: a VHD holds at most 2040 GiB (%llu)",
+		return img_err_set(err, IMG_USAGE,
+				   "%s: %" PRIu64 " bytes: a VHD holds at most 2040 GiB (%llu)",
 				   path, size, IMG_VHD_MAX_SIZE);
 	return 0;
 }
@@ -26,9 +28,10 @@ static int note_child(void *ctx, const char *path, struct img_err *err)
 {
 	const struct img *l = ctx;
 
-	return img_err_set(err, IMG_PREFLIGHT,
-			   "%s: %s is its child and would have another size; resized only with --force",
-			   l->file.path, path);
+	return img_err_set(
+		err, IMG_PREFLIGHT,
+		"%s: %s is its child and would have another size; resized only with --force",
+		l->file.path, path);
 }
 
 static int check_dependants(struct img_chain *c, const struct img_open *opts, struct img_err *err)
@@ -37,7 +40,8 @@ static int check_dependants(struct img_chain *c, const struct img_open *opts, st
 
 	if (l->info.saved_state)
 		return img_err_set(err, IMG_PREFLIGHT,
-				   "%s: a saved state of a virtual machine depends on it (footer byte 84); resized only with --force",
+				   "%s: a saved state of a virtual machine depends on it (footer "
+				   "byte 84); resized only with --force",
 				   l->file.path);
 	return img_kin_each(c, l, opts, note_child, l, err);
 }
@@ -51,8 +55,10 @@ static int check_merge(struct img_chain *c, struct img_err *err)
 		if (img_marker_read(c->layer[i]->file.real, &m, err) < 0)
 			return -1;
 		if (m.state != IMG_MARKER_NONE)
-			return img_err_set(err, IMG_AGAIN, "%s: a merge was cut short; finish it first with: vhd-merge %s",
-					   c->layer[i]->file.path, m.leaf);
+			return img_err_set(
+				err, IMG_AGAIN,
+				"%s: a merge was cut short; finish it first with: vhd-merge %s",
+				c->layer[i]->file.path, m.leaf);
 	}
 	return 0;
 }
@@ -66,11 +72,12 @@ static int check_raw_parent(struct img_chain *c, uint64_t size, struct img_err *
 		return 0;
 	return img_err_set(err, IMG_PREFLIGHT,
 			   "%s: its raw parent %s is known by its size alone, %" PRIu64
-			   " bytes: with another size it would not be found", l->file.path, p->file.path,
-			   p->info.size);
+			   " bytes: with another size it would not be found",
+			   l->file.path, p->file.path, p->info.size);
 }
 
-static int found(struct img_chain *c, uint64_t off, const uint8_t *buf, uint64_t size, struct img_err *err)
+static int found(struct img_chain *c, uint64_t off, const uint8_t *buf, uint64_t size,
+		 struct img_err *err)
 {
 	while (*buf == 0) {
 		buf++;
@@ -78,12 +85,13 @@ static int found(struct img_chain *c, uint64_t off, const uint8_t *buf, uint64_t
 	}
 	return img_err_set(err, IMG_PREFLIGHT,
 			   "%s: there is data at offset %" PRIu64 ", behind the new end at %" PRIu64
-			   "; nothing was changed", c->layer[0]->file.path, off, size);
+			   "; nothing was changed",
+			   c->layer[0]->file.path, off, size);
 }
 
 /* Everything behind the new end must read as zeros, through all layers. */
-static int check_tail(struct img_chain *c, uint64_t size, int (*progress)(void *, uint64_t, uint64_t),
-		      void *ctx, struct img_err *err)
+static int check_tail(struct img_chain *c, uint64_t size,
+		      int (*progress)(void *, uint64_t, uint64_t), void *ctx, struct img_err *err)
 {
 	uint8_t *buf = aligned_alloc(4096, BUF_LEN);
 	uint64_t off = size;

@@ -2,9 +2,10 @@
 /*
  * The batmap of XenServer: a bit for each block whose bitmap has every bit set (vhd-format §18.2).
  *
- * A bit that is missing costs tapdisk a look at the bitmap; a bit too many shows it rubbish. Map and checksum cannot
- * be written in one piece, so guest writes and merges, which only ever add to a block, leave
- * the map alone. What takes bits from a block clears the block's bit before (vhd_resize.c).
+ * A bit that is missing costs tapdisk a look at the bitmap; a bit too many shows it rubbish. Map
+ * and checksum cannot be written in one piece, so guest writes and merges, which only ever add to a
+ * block, leave the map alone. What takes bits from a block clears the block's bit before
+ * (vhd_resize.c).
  */
 #include "config.h"
 
@@ -14,7 +15,8 @@
 
 #include "vhd.h"
 
-#define MAP_MAX (1u << 20) /* XenServer knows blocks of 2 MiB only: 128 KiB for the largest disk */
+/* XenServer knows blocks of 2 MiB only: 128 KiB for the largest disk. */
+#define MAP_MAX (1u << 20)
 
 int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err)
 {
@@ -52,7 +54,8 @@ static uint32_t map_sum(const uint8_t head[SECTOR], const uint8_t *map, uint64_t
 	return ~sum;
 }
 
-uint8_t *vhd_batmap_load(struct img *l, const struct vhd_batmap *m, uint64_t len, struct img_err *err)
+uint8_t *vhd_batmap_load(struct img *l, const struct vhd_batmap *m, uint64_t len,
+			 struct img_err *err)
 {
 	uint8_t *map = calloc(1, u64_max(len, m->len) + 1);
 

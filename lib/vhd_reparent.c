@@ -16,9 +16,10 @@
 #include "undo.h"
 #include "vhd.h"
 
-/* Names of the old parent that nobody reads any more; left as they are they could lead to another disk. */
-static const uint32_t stale[] = { VHD_WI2R, VHD_WI2K, 0x4d616320 /* Mac */, 0x4d163220,
-				  0x4d163258 /* VirtualBox's Mac and MacX */ };
+/* Names of the old parent that nobody reads any more; left as they are they could lead to another
+ * disk. */
+static const uint32_t stale[] = {VHD_WI2R, VHD_WI2K, 0x4d616320 /* Mac */, 0x4d163220,
+				 0x4d163258 /* VirtualBox's Mac and MacX */};
 
 #define NAME_MAX_LEN 65536u /* what is longer was no name */
 
@@ -38,7 +39,8 @@ struct link {
 };
 
 /* Whether PARENT may be the parent of CHILD without force; WHY not. */
-static bool is_the_one(const struct img_info *child, const struct img_info *parent, char *why, size_t size)
+static bool is_the_one(const struct img_info *child, const struct img_info *parent, char *why,
+		       size_t size)
 {
 	static const uint8_t none[16];
 	bool wants_raw = memcmp(child->parent_uuid, none, 16) == 0;
@@ -47,13 +49,15 @@ static bool is_the_one(const struct img_info *child, const struct img_info *pare
 	img_uuid_str(child->parent_uuid, want);
 	img_uuid_str(parent->uuid, got);
 	if (wants_raw && parent->has_uuid)
-		snprintf(why, size, "the child wants a raw parent, this is a VHD with UUID %s", got);
+		snprintf(why, size, "the child wants a raw parent, this is a VHD with UUID %s",
+			 got);
 	else if (!wants_raw && !parent->has_uuid)
 		snprintf(why, size, "the child wants UUID %s, this is a raw disk", want);
 	else if (memcmp(child->parent_uuid, parent->uuid, 16) != 0)
 		snprintf(why, size, "its UUID is %s, the child wants %s", got, want);
 	else if (parent->size > child->size && parent->size != child->original_size)
-		snprintf(why, size, "%" PRIu64 " bytes, the child has %" PRIu64, parent->size, child->size);
+		snprintf(why, size, "%" PRIu64 " bytes, the child has %" PRIu64, parent->size,
+			 child->size);
 	else
 		return true;
 	return false;
@@ -70,21 +74,27 @@ static int check_parent(const struct img_chain *c, bool force, struct img_repare
 		return img_err_set(err, IMG_DATA, "%s: not a differencing disk, it has no parent",
 				   child->file.path);
 	for (unsigned i = 1; i < c->n; i++)
-		if (c->layer[i]->info.has_uuid && memcmp(c->layer[i]->info.uuid, child->info.uuid, 16) == 0)
-			return img_err_set(err, IMG_DATA, "%s: loop: it has the UUID of %s, a copy of it",
+		if (c->layer[i]->info.has_uuid &&
+		    memcmp(c->layer[i]->info.uuid, child->info.uuid, 16) == 0)
+			return img_err_set(err, IMG_DATA,
+					   "%s: loop: it has the UUID of %s, a copy of it",
 					   c->layer[i]->file.path, child->file.path);
 	if (parent->info.has_uuid && memcmp(parent->info.uuid, none, 16) == 0)
-		return img_err_set(err, IMG_DATA,
-				   "%s: its UUID is all zeros, with which a child names a raw parent",
-				   parent->file.path);
+		return img_err_set(
+			err, IMG_DATA,
+			"%s: its UUID is all zeros, with which a child names a raw parent",
+			parent->file.path);
 	/* Size is all the identity that a raw parent has; with another one no child would open. */
 	if (!parent->info.has_uuid && parent->info.size != child->info.size &&
 	    parent->info.size != child->info.original_size)
-		return img_err_set(err, IMG_DATA, "%s: a raw disk of %" PRIu64 " bytes, the child %s has %" PRIu64,
-				   parent->file.path, parent->info.size, child->file.path, child->info.size);
+		return img_err_set(err, IMG_DATA,
+				   "%s: a raw disk of %" PRIu64 " bytes, the child %s has %" PRIu64,
+				   parent->file.path, parent->info.size, child->file.path,
+				   child->info.size);
 	p->other = !is_the_one(&child->info, &parent->info, why, sizeof(why));
 	if (p->other && !force)
-		return img_err_set(err, IMG_DATA, "%s: not the parent of %s: %s; --force makes it the parent",
+		return img_err_set(err, IMG_DATA,
+				   "%s: not the parent of %s: %s; --force makes it the parent",
 				   parent->file.path, child->file.path, why);
 	snprintf(p->why, sizeof(p->why), "%s", why);
 	return 0;
@@ -104,12 +114,13 @@ static void clean_slots(struct vhd_header *h)
 {
 	for (int i = 0; i < VHD_LOCATORS; i++) {
 		uint32_t code = h->loc[i].code;
-		bool drop = (code == VHD_W2RU || code == VHD_W2KU || code == VHD_MACX) && find_slot(h, code) < i;
+		bool drop = (code == VHD_W2RU || code == VHD_W2KU || code == VHD_MACX) &&
+			    find_slot(h, code) < i;
 
 		for (size_t s = 0; s < sizeof(stale) / sizeof(stale[0]); s++)
 			drop |= code == stale[s];
 		if (drop)
-			h->loc[i] = (struct vhd_locator){ 0 };
+			h->loc[i] = (struct vhd_locator){0};
 	}
 }
 
@@ -188,13 +199,14 @@ static int plan_link(struct link *k, const struct img *parent, struct img_err *e
 }
 
 /* Whether the file says all of it already. */
-static int is_done(struct link *k, const uint8_t *old, const uint8_t *new, bool *done, struct img_err *err)
+static int is_done(struct link *k, const uint8_t *old, const uint8_t *new, bool *done,
+		   struct img_err *err)
 {
 	*done = k->end == k->start && memcmp(old, new, VHD_HEADER_LEN) == 0;
 	for (unsigned i = 0; *done && i < k->n; i++) {
 		uint8_t *buf = malloc(k->name[i].len);
-		int rc = buf ? io_read(&k->child->file, buf, k->name[i].len, k->name[i].off, err) :
-			       img_err_errno(err, ENOMEM, "%s", k->child->file.path);
+		int rc = buf ? io_read(&k->child->file, buf, k->name[i].len, k->name[i].off, err)
+			     : img_err_errno(err, ENOMEM, "%s", k->child->file.path);
 
 		*done = rc == 0 && memcmp(buf, k->name[i].text, k->name[i].len) == 0;
 		free(buf);
@@ -213,7 +225,8 @@ static int write_footer(struct link *k, uint64_t old, uint64_t place, struct img
 		return 0;
 	if (io_write(&k->child->file, v->footer_raw, VHD_FOOTER_LEN, place, err) < 0)
 		return -1;
-	return io_zero(&k->child->file, k->start, u64_max(k->end, old + VHD_FOOTER_LEN) - k->start, err);
+	return io_zero(&k->child->file, k->start, u64_max(k->end, old + VHD_FOOTER_LEN) - k->start,
+		       err);
 }
 
 static int write_names(struct link *k, struct img_err *err)
@@ -238,18 +251,21 @@ static int write_link(struct link *k, const uint8_t header[VHD_HEADER_LEN], stru
 {
 	struct vhd *v = k->child->state;
 	struct io_file *f = &k->child->file;
-	uint64_t old = v->footer_off, place = k->end > k->start ? u64_max(old, vhd_footer_place(k->end)) : old;
-	struct undo_range r[5] = { { v->footer.data_off, VHD_HEADER_LEN } };
+	uint64_t old = v->footer_off,
+		 place = k->end > k->start ? u64_max(old, vhd_footer_place(k->end)) : old;
+	struct undo_range r[5] = {{v->footer.data_off, VHD_HEADER_LEN}};
 	size_t n = 1;
 
 	for (unsigned i = 0; i < k->n; i++)
-		r[n++] = (struct undo_range){ k->name[i].off, k->name[i].span };
+		r[n++] = (struct undo_range){k->name[i].off, k->name[i].span};
 	if (place != old)
-		r[n++] = (struct undo_range){ k->start, u64_max(place, old) + VHD_FOOTER_LEN - k->start };
+		r[n++] = (struct undo_range){k->start,
+					     u64_max(place, old) + VHD_FOOTER_LEN - k->start};
 	if (undo_store(f, UNDO_ROLLBACK, r, n, err) < 0)
 		return -1;
 	if (write_footer(k, old, place, err) < 0 || write_names(k, err) < 0 ||
-	    io_write(f, header, VHD_HEADER_LEN, v->footer.data_off, err) < 0 || io_sync(f, err) < 0) {
+	    io_write(f, header, VHD_HEADER_LEN, v->footer.data_off, err) < 0 ||
+	    io_sync(f, err) < 0) {
 		undo_apply(f, NULL);
 		return -1;
 	}
@@ -280,7 +296,7 @@ static int reparent(const char *child, const char *parent, const struct img_open
 		    bool dry_run, struct img_reparent_plan *p, struct img_err *err)
 {
 	struct img_open o = *opts;
-	struct link k = { 0 };
+	struct link k = {0};
 	struct img_chain *c;
 	int rc = -1;
 
@@ -314,8 +330,8 @@ int img_reparent(const char *child, const char *parent, const struct img_open *o
 	return reparent(child, parent, opts, force, false, &p, err);
 }
 
-int img_reparent_plan(const char *child, const char *parent, const struct img_open *opts, bool force,
-		      struct img_reparent_plan *plan, struct img_err *err)
+int img_reparent_plan(const char *child, const char *parent, const struct img_open *opts,
+		      bool force, struct img_reparent_plan *plan, struct img_err *err)
 {
 	return reparent(child, parent, opts, force, true, plan, err);
 }

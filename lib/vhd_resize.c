@@ -2,14 +2,14 @@
 /*
  * Another size for a VHD.
  *
- * A BAT that has no room to grow moves to new space at the end of the file: a few sectors are written, no block
- * is copied, and nothing that was there is overwritten but footers and header. (The alternative, moving the first
- * blocks out of its way, copies data while guests' only copy of it is under way.) The format lets
- * the BAT lie anywhere; its old place is left unused.
+ * A BAT that has no room to grow moves to new space at the end of the file: a few sectors are
+ * written, no block is copied, and nothing that was there is overwritten but footers and header.
+ * (The alternative, moving the first blocks out of its way, copies data while guests' only copy of
+ * it is under way.) The format lets the BAT lie anywhere; its old place is left unused.
  *
- * Header, a fixed disk's footer and a BAT entry have no second copy. So the old bytes of all that is
- * overwritten are saved first (undo.h), and until the last write is durable every open puts
- * them back: there is no order of writes to get right, and no state between.
+ * Header, a fixed disk's footer and a BAT entry have no second copy. So the old bytes of all that
+ * is overwritten are saved first (undo.h), and until the last write is durable every open puts them
+ * back: there is no order of writes to get right, and no state between.
  */
 #include "config.h"
 
@@ -30,16 +30,16 @@ struct change {
 	struct vhd_footer footer;
 	struct vhd_header header;
 	uint8_t footer_raw[VHD_FOOTER_LEN], header_raw[VHD_HEADER_LEN];
-	uint32_t blocks;	  /* entries that the new size needs */
+	uint32_t blocks; /* entries that the new size needs */
 	bool bat_moves;
 	struct vhd_batmap map;
-	uint8_t *map_bits;	  /* NULL: no batmap, or it stays as it is */
+	uint8_t *map_bits; /* NULL: no batmap, or it stays as it is */
 	uint64_t map_off, map_len;
-	uint64_t start, end;	  /* new space; equal: none */
+	uint64_t start, end; /* new space; equal: none */
 	uint64_t footer_off;
-	uint64_t tail_entry;	  /* the last block, if the old size ends inside it and it has one */
-	uint32_t tail_sec;	  /* the first sector behind the old size */
-	uint64_t *dropped;	  /* places of blocks that are no more */
+	uint64_t tail_entry; /* the last block, if the old size ends inside it and it has one */
+	uint32_t tail_sec;   /* the first sector behind the old size */
+	uint64_t *dropped;   /* places of blocks that are no more */
 	uint32_t ndropped;
 	struct undo_range old[RANGES];
 	size_t nold;
@@ -48,16 +48,16 @@ struct change {
 static void save(struct change *c, uint64_t off, uint64_t len)
 {
 	if (len)
-		c->old[c->nold++] = (struct undo_range){ off, len };
+		c->old[c->nold++] = (struct undo_range){off, len};
 }
 
 /*
- * Whether programs that go by the geometry, QEMU before 2025 the first of them, know this maker as one whose
- * size counts (vhd-format §4). Virtual PC means what its geometry says.
+ * Whether programs that go by the geometry, QEMU before 2025 the first of them, know this maker as
+ * one whose size counts (vhd-format §4). Virtual PC means what its geometry says.
  */
 static bool size_counts(const char creator[4])
 {
-	static const char known[][5] = { "win ", "qem2", "CTXS", "tap", "vpc ", "vs  " };
+	static const char known[][5] = {"win ", "qem2", "CTXS", "tap", "vpc ", "vs  "};
 
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
 		if (memcmp(creator, known[i], 4) == 0)
@@ -143,7 +143,8 @@ static int is_padding(struct img *l, uint64_t off, uint64_t len, bool *yes, stru
 	return 0;
 }
 
-/* Room for the entries of the new size: there already, in the padding behind the BAT, or at the end. */
+/* Room for the entries of the new size: there already, in the padding behind the BAT, or at the
+ * end. */
 static int plan_bat(struct change *c, struct img_err *err)
 {
 	struct vhd *v = c->l->state;
@@ -241,13 +242,15 @@ static int plan_sparse(struct change *c, struct img_err *err)
 	c->header = v->header;
 	c->blocks = (uint32_t)((c->footer.size + v->block_size - 1) / v->block_size);
 	c->start = c->end = u64_round_up(v->end, SECTOR);
-	if (vhd_batmap_find(c->l, &c->map, err) < 0 || plan_tail(c, err) < 0 || plan_bat(c, err) < 0 ||
-	    plan_batmap(c, err) < 0)
+	if (vhd_batmap_find(c->l, &c->map, err) < 0 || plan_tail(c, err) < 0 ||
+	    plan_bat(c, err) < 0 || plan_batmap(c, err) < 0)
 		return -1;
 	if (c->end / SECTOR >= VHD_BAT_FREE)
-		return img_err_set(err, IMG_CANTCREAT, "%s: no room for a larger BAT: the file would reach %" PRIu64,
+		return img_err_set(err, IMG_CANTCREAT,
+				   "%s: no room for a larger BAT: the file would reach %" PRIu64,
 				   c->l->file.path, c->end);
-	c->footer_off = c->end > c->start ? u64_max(v->footer_off, vhd_footer_place(c->end)) : v->footer_off;
+	c->footer_off = c->end > c->start ? u64_max(v->footer_off, vhd_footer_place(c->end))
+					  : v->footer_off;
 	if (io_read(&c->l->file, c->header_raw, VHD_HEADER_LEN, v->footer.data_off, err) < 0)
 		return -1;
 	vhd_header_patch(&c->header, c->header_raw);
@@ -328,7 +331,8 @@ static int write_tail(struct change *c, struct img_err *err)
 	if (!c->tail_entry)
 		return 0;
 	if (c->l->info.type == IMG_DYNAMIC)
-		return io_zero(&c->l->file, c->tail_entry + v->bitmap_len + (uint64_t)c->tail_sec * SECTOR,
+		return io_zero(&c->l->file,
+			       c->tail_entry + v->bitmap_len + (uint64_t)c->tail_sec * SECTOR,
 			       (uint64_t)(bits - c->tail_sec) * SECTOR, err);
 	map = malloc(v->bitmap_len);
 	if (!map)
@@ -361,8 +365,8 @@ static int write_sparse(struct change *c, struct img_err *err)
 }
 
 /*
- * After the change: the space of blocks that are gone. Nothing leads there, so a crash only leaves it taken.
- * The footer has its copy at the front while its new place becomes the end.
+ * After the change: the space of blocks that are gone. Nothing leads there, so a crash only leaves
+ * it taken. The footer has its copy at the front while its new place becomes the end.
  */
 static int give_back(struct change *c, struct img_err *err)
 {
@@ -377,8 +381,8 @@ static int give_back(struct change *c, struct img_err *err)
 	if (io_size(f, &size, err) < 0)
 		return -1;
 	if (place + VHD_FOOTER_LEN < size) {
-		if (io_write(f, v->footer_raw, VHD_FOOTER_LEN, place, err) < 0 || io_sync(f, err) < 0 ||
-		    io_zero(f, v->end, place - v->end, err) < 0 ||
+		if (io_write(f, v->footer_raw, VHD_FOOTER_LEN, place, err) < 0 ||
+		    io_sync(f, err) < 0 || io_zero(f, v->end, place - v->end, err) < 0 ||
 		    io_truncate(f, place + VHD_FOOTER_LEN, err) < 0 || io_sync(f, err) < 0)
 			return -1;
 		v->footer_off = place;
@@ -417,8 +421,8 @@ static int publish(struct change *c, struct img_err *err)
 
 static int resize_sparse(struct change *c, struct img_err *err)
 {
-	if (vhd_heal(c->l, err) < 0 || vhd_prepare_write(c->l, err) < 0 || plan_sparse(c, err) < 0 ||
-	    drop_blocks(c, err) < 0)
+	if (vhd_heal(c->l, err) < 0 || vhd_prepare_write(c->l, err) < 0 ||
+	    plan_sparse(c, err) < 0 || drop_blocks(c, err) < 0)
 		return -1;
 	if (undo_store(&c->l->file, UNDO_ROLLBACK, c->old, c->nold, err) < 0)
 		return -1;
@@ -431,13 +435,14 @@ static int resize_sparse(struct change *c, struct img_err *err)
 
 int vhd_resize(struct img *l, uint64_t size, struct img_err *err)
 {
-	struct change c = { .l = l };
+	struct change c = {.l = l};
 	int rc;
 
 	if (size == 0 || size % SECTOR || size > IMG_VHD_MAX_SIZE)
-		return img_err_set(err, IMG_USAGE,
-				   "%s: a VHD's size is a multiple of 512 up to 2040 GiB, not %" PRIu64,
-				   l->file.path, size);
+		return img_err_set(
+			err, IMG_USAGE,
+			"%s: a VHD's size is a multiple of 512 up to 2040 GiB, not %" PRIu64,
+			l->file.path, size);
 	if (size == l->info.size)
 		return 0;
 	pthread_mutex_lock(&l->mutex);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* What lies where in a VHD file: places for more blocks, the end of the content, the footers' places. */
+/* What lies where in a VHD file: places for more blocks, the end of the content, the footers'
+ * places. */
 #include "config.h"
 
 #include <errno.h>
@@ -19,10 +20,11 @@ int vhd_next_place(struct img *l, uint64_t *end, uint64_t *off, struct img_err *
 
 	*off = data - v->bitmap_len;
 	if (*off / SECTOR >= VHD_BAT_FREE)
-		return img_err_set(err, IMG_CANTCREAT,
-				   "%s: full: a block at offset %" PRIu64
-				   " is beyond what a BAT entry can name; convert the disk to compact it",
-				   l->file.path, *off);
+		return img_err_set(
+			err, IMG_CANTCREAT,
+			"%s: full: a block at offset %" PRIu64
+			" is beyond what a BAT entry can name; convert the disk to compact it",
+			l->file.path, *off);
 	*end = data + v->block_size;
 	return 0;
 }
@@ -96,8 +98,9 @@ static int check_overlaps(struct img *l, struct places *p, struct img_err *err)
 	qsort(p->off, p->n, sizeof(p->off[0]), cmp_u64);
 	for (uint32_t i = 1; i < p->n; i++)
 		if (p->off[i] - p->off[i - 1] < stride)
-			return img_err_set(err, IMG_DATA, "%s: BAT: the blocks at offsets %" PRIu64
-					   " and %" PRIu64 " overlap; not opened for writing",
+			return img_err_set(err, IMG_DATA,
+					   "%s: BAT: the blocks at offsets %" PRIu64 " and %" PRIu64
+					   " overlap; not opened for writing",
 					   l->file.path, p->off[i - 1], p->off[i]);
 	return 0;
 }
@@ -114,8 +117,8 @@ int vhd_heal(struct img *l, struct img_err *err)
 		return 0;
 	if (io_size(&l->file, &size, err) < 0)
 		return -1;
-	place = size >= v->end + VHD_FOOTER_LEN && size % SECTOR == 0 ? size - VHD_FOOTER_LEN :
-									vhd_footer_place(v->end);
+	place = size >= v->end + VHD_FOOTER_LEN && size % SECTOR == 0 ? size - VHD_FOOTER_LEN
+								      : vhd_footer_place(v->end);
 	v->footer_off = place;
 	if (io_read_upto(&l->file, buf, sizeof(buf), place, &got, err) < 0)
 		return -1;
@@ -131,7 +134,8 @@ int vhd_heal(struct img *l, struct img_err *err)
 	if (io_read(&l->file, buf, sizeof(buf), 0, err) < 0)
 		return -1;
 	if (memcmp(buf, v->footer_raw, sizeof(buf)) != 0 &&
-	    (io_write(&l->file, v->footer_raw, sizeof(buf), 0, err) < 0 || io_sync(&l->file, err) < 0))
+	    (io_write(&l->file, v->footer_raw, sizeof(buf), 0, err) < 0 ||
+	     io_sync(&l->file, err) < 0))
 		return -1;
 	v->healed = true;
 	return 0;
@@ -140,7 +144,7 @@ int vhd_heal(struct img *l, struct img_err *err)
 int vhd_prepare_write(struct img *l, struct img_err *err)
 {
 	struct vhd *v = l->state;
-	struct places p = { 0 };
+	struct places p = {0};
 	int rc;
 
 	if (l->info.type == IMG_FIXED)
@@ -208,7 +212,7 @@ static int ask_metadata(struct img *l, struct question *q, int except, struct im
 
 int vhd_space_no_metadata(struct img *l, uint64_t off, uint64_t len, bool *yes, struct img_err *err)
 {
-	struct question q = { .off = off, .end = off + len };
+	struct question q = {.off = off, .end = off + len};
 
 	if (ask_metadata(l, &q, -1, err) < 0)
 		return -1;
@@ -220,8 +224,8 @@ int vhd_space_free(struct img *l, uint64_t off, uint64_t len, int except, bool *
 		   struct img_err *err)
 {
 	const struct vhd *v = l->state;
-	struct question q = { .off = off, .end = off + len,
-			      .stride = (uint64_t)v->bitmap_len + v->block_size };
+	struct question q = {
+		.off = off, .end = off + len, .stride = (uint64_t)v->bitmap_len + v->block_size};
 
 	if (ask_metadata(l, &q, except, err) < 0 ||
 	    (!q.taken && vhd_bat_each(l, ask_block, &q, err) < 0))

@@ -15,20 +15,18 @@ static const char help[] =
 	"      --parent=FILE    the parent where it is now\n"
 	"  -f, --force          take FILE even if it is not the parent that CHILD names\n"
 	"  -n, --dry-run        only check\n"
-	"      --json           report as JSON\n"
-	CLI_HELP_CHAIN
-	CLI_HELP_COMMON;
+	"      --json           report as JSON\n" CLI_HELP_CHAIN CLI_HELP_COMMON;
 
 enum { OPT_PARENT = CLI_TOOL };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "parent", required_argument, NULL, OPT_PARENT },
-	{ "force", no_argument, NULL, 'f' },
-	{ "dry-run", no_argument, NULL, 'n' },
-	{ "json", no_argument, NULL, CLI_JSON },
-	{ NULL, 0, NULL, 0 },
+	{"parent", required_argument, NULL, OPT_PARENT},
+	{"force", no_argument, NULL, 'f'},
+	{"dry-run", no_argument, NULL, 'n'},
+	{"json", no_argument, NULL, CLI_JSON},
+	{NULL, 0, NULL, 0},
 };
 
 struct job {
@@ -44,8 +42,8 @@ static void warn_outside(const struct job *j)
 	char *from = child ? io_dirname(child) : NULL, *to = parent ? io_dirname(parent) : NULL;
 
 	if (from && to && strcmp(from, to) != 0)
-		cli_warn("%s: its parent is in another folder: opened only with --parent-dir=%s", j->child,
-			 to);
+		cli_warn("%s: its parent is in another folder: opened only with --parent-dir=%s",
+			 j->child, to);
 	free(child);
 	free(parent);
 	free(from);
@@ -78,14 +76,16 @@ static void report(const struct job *j, const struct img_reparent_plan *p)
 	uuid_text(p->old_uuid, old);
 	uuid_text(p->new_uuid, new);
 	if (p->other && !j->common.quiet)
-		cli_warn("%s: %s takes the place of another parent (%s): its UUID %s is recorded, not %s",
+		cli_warn("%s: %s takes the place of another parent (%s): its UUID %s is recorded, "
+			 "not %s",
 			 j->child, j->parent, p->why, new, old);
 	if (!j->common.quiet)
 		warn_outside(j);
 	if (!j->json) {
 		cli_print_text(stdout, j->child, "");
-		fputs(p->changes ? j->dry_run ? ": would be linked to " : ": linked to " :
-				   ": already linked to ", stdout);
+		fputs(p->changes ? j->dry_run ? ": would be linked to " : ": linked to "
+				 : ": already linked to ",
+		      stdout);
 		cli_print_text(stdout, j->parent, "");
 		putchar('\n');
 		return;
@@ -103,8 +103,8 @@ static void report(const struct job *j, const struct img_reparent_plan *p)
 int main(int argc, char **argv)
 {
 	struct img_reparent_plan plan;
-	struct img_err err = { 0 };
-	struct job j = { 0 };
+	struct img_err err = {0};
+	struct job j = {0};
 	int opt;
 
 	cli_init(argv, "vhd-reparent", help);

@@ -13,20 +13,18 @@ static const char help[] =
 	"      --size=N         the new size: bytes, or 512M, 10G, 2T\n"
 	"  -f, --force          although the disk has children or a saved machine\n"
 	"  -n, --dry-run        only check\n"
-	"      --json           report as JSON\n"
-	CLI_HELP_CHAIN
-	CLI_HELP_COMMON;
+	"      --json           report as JSON\n" CLI_HELP_CHAIN CLI_HELP_COMMON;
 
 enum { OPT_SIZE = CLI_TOOL };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "size", required_argument, NULL, OPT_SIZE },
-	{ "force", no_argument, NULL, 'f' },
-	{ "dry-run", no_argument, NULL, 'n' },
-	{ "json", no_argument, NULL, CLI_JSON },
-	{ NULL, 0, NULL, 0 },
+	{"size", required_argument, NULL, OPT_SIZE},
+	{"force", no_argument, NULL, 'f'},
+	{"dry-run", no_argument, NULL, 'n'},
+	{"json", no_argument, NULL, CLI_JSON},
+	{NULL, 0, NULL, 0},
 };
 
 static void report(const char *path, const struct img_resize *r, bool json)
@@ -39,7 +37,8 @@ static void report(const char *path, const struct img_resize *r, bool json)
 		printf(",\"old_size\":%" PRIu64 ",\"size\":%" PRIu64 ",\"old_file_size\":%" PRIu64
 		       ",\"file_size\":%" PRIu64 ",\"changed\":%s,\"dry_run\":%s}\n",
 		       r->old_size, r->size, r->old_file_size, r->file_size,
-		       r->size != r->old_size && !r->dry_run ? "true" : "false", r->dry_run ? "true" : "false");
+		       r->size != r->old_size && !r->dry_run ? "true" : "false",
+		       r->dry_run ? "true" : "false");
 		return;
 	}
 	cli_print_text(stdout, path, "");
@@ -47,14 +46,14 @@ static void report(const char *path, const struct img_resize *r, bool json)
 		printf(": has %" PRIu64 " bytes (%s) already\n", r->size, cli_human(r->size, to));
 	else
 		printf(": %s from %" PRIu64 " bytes (%s) to %" PRIu64 " (%s)\n",
-		       r->dry_run ? "would be resized" : "resized", r->old_size, cli_human(r->old_size, from),
-		       r->size, cli_human(r->size, to));
+		       r->dry_run ? "would be resized" : "resized", r->old_size,
+		       cli_human(r->old_size, from), r->size, cli_human(r->size, to));
 }
 
 int main(int argc, char **argv)
 {
-	struct img_resize r = { 0 };
-	struct img_err err = { 0 };
+	struct img_resize r = {0};
+	struct img_err err = {0};
 	struct cli_progress progress;
 	struct cli_common common;
 	bool json = false;
