@@ -574,6 +574,16 @@ Zeilen" "-n" 'ü&<>'; do
 	[ "$(json vm .starts)" = 3 ]
 }
 
+@test "without room for its state a guest is not put aside but runs on" {
+	guest vm
+	run sh -c "trap '' XFSZ; ulimit -f 20000; exec hv-qemu save vm"
+	[ "$status" -eq 73 ] || assert_status 74
+	assert_output_has 'not saved'
+	state_is vm running
+	[ -z "$(ls -d vms/vm/saved* 2>/dev/null)" ]
+	works
+}
+
 @test "an old saved state that comes back is not used over newer disks" {
 	guest vm
 	hv-qemu --quiet save vm >/dev/null
