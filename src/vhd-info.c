@@ -97,10 +97,10 @@ static void json_layer(const struct job *j, const struct img_chain *c, unsigned 
 	}
 	fputs("{\"file\":", stdout);
 	cli_json_string(stdout, img_layer_path(c, layer));
-	printf(",\"format\":\"%s\",\"type\":\"%s\",\"size\":%" PRIu64 ",\"file_size\":%" PRIu64
-	       ",\"allocated\":%" PRIu64 ",\"block_size\":%" PRIu32 ",\"blocks\":%" PRIu32,
-	       i->format, img_type_name(i->type), i->size, i->file_size, i->allocated, i->block_size,
-	       i->blocks);
+	printf(",\"format\":\"%s\",\"type\":\"%s\",\"size\":%" PRIu64 ",\"original_size\":%" PRIu64
+	       ",\"file_size\":%" PRIu64 ",\"allocated\":%" PRIu64 ",\"block_size\":%" PRIu32
+	       ",\"blocks\":%" PRIu32, i->format, img_type_name(i->type), i->size,
+	       i->has_uuid ? i->original_size : i->size, i->file_size, i->allocated, i->block_size, i->blocks);
 	json_or_null("uuid", uuid);
 	json_or_null("creator", i->creator);
 	json_or_null("creator_version", version);
@@ -122,6 +122,8 @@ static void text_layer(const struct job *j, const struct img_chain *c, unsigned 
 	cli_print_text(stdout, img_layer_path(c, layer), "");
 	printf("\n  type        %s%s%s\n  size        %" PRIu64 " (%s)\n", raw ? "" : i->format,
 	       raw ? "" : " ", img_type_name(i->type), i->size, cli_human(i->size, size));
+	if (i->has_uuid && i->original_size != i->size)
+		printf("  originally  %" PRIu64 " (%s)\n", i->original_size, cli_human(i->original_size, size));
 	printf("  file        %" PRIu64 " (%s), %s allocated\n", i->file_size,
 	       cli_human(i->file_size, file_size), cli_human(i->allocated, allocated));
 	if (i->block_size)

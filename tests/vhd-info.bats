@@ -442,3 +442,12 @@ chain() {
 	assert_status 0
 	[ "$(json '[.files[0].map[].length] | add')" = $((2040 << 30)) ]
 }
+
+@test "the size that a disk was made with" {
+	vhd-create --size=4M d.vhd
+	vhd-resize -q --size=6M d.vhd
+	run --separate-stderr vhd-info --json d.vhd
+	[ "$(json '.files[0] | [.original_size, .size] | map(tostring) | join(" ")')" = "4194304 6291456" ]
+	run vhd-info d.vhd
+	assert_output_has "originally  4194304 (4.0 MiB)"
+}
