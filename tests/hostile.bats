@@ -612,8 +612,9 @@ refused_not() {
 	all_refuse 65
 	cp ../whole leaf.avhd
 	model make leaf.avhd --parent=base.vhd --size=16M --fill=40:4K
-	unchanged base.vhd leaf.avhd -- vhd-merge --dry-run leaf.avhd
+	unchanged base.vhd leaf.avhd -- vhd-check leaf.avhd
 	assert_status 65
+	assert_output_has parent-wrong-size
 }
 
 @test "weak point 7: the table of a full disk of 2040 GiB is checked in seconds" {
