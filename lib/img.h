@@ -230,14 +230,27 @@ int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force
 
 /* Content sum (vhd-sum(1)): independent of layout, equal for equal guest-visible content. */
 #define IMG_SUM_CHUNK (1u << 20)
+#define IMG_SUM_BYTES 16
 #define IMG_SUM_STR 33 /* bytes of a printed sum, with the NUL */
 struct img_sum; /* takes the disk's bytes in ascending order */
 struct img_sum *img_sum_new(uint64_t size);
 void img_sum_free(struct img_sum *s);
 void img_sum_data(struct img_sum *s, const void *buf, size_t len);
 void img_sum_zeros(struct img_sum *s, uint64_t len);
+/* N chunks whose content was seen before and has this sum; where a chunk begins. */
+void img_sum_known(struct img_sum *s, const uint8_t sum[IMG_SUM_BYTES], uint64_t n);
+/* FN is told the sum of each chunk as soon as it is known: of N equal ones, from FIRST on. */
+void img_sum_watch(struct img_sum *s,
+		   void (*fn)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]),
+		   void *ctx);
 /* Lower-case hexadecimal; all SIZE bytes must have been given. */
 void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR]);
+/*
+ * A value that stays the same as long as nobody writes to the files of layers FROM to TO-1: made of their
+ * UUIDs, inodes, sizes and times.
+ */
+int img_identity(struct img_chain *c, unsigned from, unsigned to, uint8_t out[IMG_SUM_BYTES],
+		 struct img_err *err);
 /* The sum of a whole chain. PROGRESS as for img_merge(). */
 int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
 		  void *ctx, char out[IMG_SUM_STR], struct img_err *err);

@@ -29,6 +29,7 @@ enum field_type {
 	FIELD_BASE_SUM = 12,
 	FIELD_PLANNED_BYTES = 13,
 	FIELD_PLANNED_RECORDS = 14,
+	FIELD_SOURCE = 15,
 	FIELD_WIRE_BYTES = 32,
 	FIELD_STREAM_SUM = 33,
 	FIELD_CONTENT_SUM = 34,
@@ -58,13 +59,14 @@ uint64_t stream_seed(const uint8_t id[16])
 	return XXH3_64bits(id, 16);
 }
 
-void stream_preamble_put(uint8_t buf[STREAM_PREAMBLE], const struct stream_begin *b)
+void stream_preamble_put(uint8_t buf[STREAM_PREAMBLE], const struct stream_begin *b, bool continued)
 {
 	memset(buf, 0, STREAM_PREAMBLE);
 	memcpy(buf, magic, sizeof(magic));
 	le16_put(buf + 8, STREAM_MAJOR);
 	le16_put(buf + 10, STREAM_MINOR);
-	le32_put(buf + 12, b->compressed ? STREAM_INCOMPAT_ZSTD : 0);
+	le32_put(buf + 12, (b->compressed ? STREAM_INCOMPAT_ZSTD : 0u) |
+				   (continued ? STREAM_INCOMPAT_CONTINUED : 0u));
 	memcpy(buf + 24, b->stream_id, 16);
 	le64_put(buf + 40, XXH3_64bits(buf, 40));
 }
@@ -86,8 +88,9 @@ static int magic_bad(const uint8_t *buf, const char *name, struct img_err *err)
 }
 
 int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin *b,
-			const struct stream_where *at, struct img_err *err)
+			bool *continued, const struct stream_where *at, struct img_err *err)
 {
+	const uint32_t known = STREAM_INCOMPAT_ZSTD | STREAM_INCOMPAT_CONTINUED;
 	uint32_t incompat;
 
 	if (memcmp(buf, magic, sizeof(magic)))
@@ -99,12 +102,13 @@ int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin 
 				   "%s: stream version %u.%u, this program reads %u.x", at->name,
 				   le16_get(buf + 8), le16_get(buf + 10), STREAM_MAJOR);
 	incompat = le32_get(buf + 12);
-	if (incompat & ~(uint32_t)STREAM_INCOMPAT_ZSTD)
+	if (incompat & ~known)
 		return img_err_set(err, IMG_PROTO,
 				   "%s: the stream needs features that this program does not have "
 				   "(bits 0x%x)",
-				   at->name, incompat & ~(uint32_t)STREAM_INCOMPAT_ZSTD);
+				   at->name, incompat & ~known);
 	b->compressed = incompat & STREAM_INCOMPAT_ZSTD;
+	*continued = incompat & STREAM_INCOMPAT_CONTINUED;
 	memcpy(b->stream_id, buf + 24, 16);
 	return 0;
 }
@@ -262,7 +266,16 @@ size_t stream_begin_put(uint8_t *buf, const struct stream_begin *b)
 	p = put_hint(p, FIELD_PLANNED_BYTES, v, 8);
 	le64_put(v, b->planned_records);
 	p = put_hint(p, FIELD_PLANNED_RECORDS, v, 8);
+	if (b->has_source)
+		p = put_hint(p, FIELD_SOURCE, b->source, IMG_SUM_BYTES);
 	return (size_t)(p - buf);
+}
+
+size_t stream_continue_put(uint8_t *buf, const struct stream_begin *b, const struct stream_marks *m)
+{
+	size_t len = stream_begin_put(buf, b);
+
+	return len + stream_checkpoint_put(buf + len, m);
 }
 
 size_t stream_checkpoint_put(uint8_t *buf, const struct stream_marks *m)
@@ -380,12 +393,12 @@ static int begin_check(const struct stream_begin *b, uint32_t kind, uint32_t typ
 	return 0;
 }
 
-int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b,
+int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b, struct stream_marks *m,
 		     const struct stream_where *at, struct img_err *err)
 {
 	uint8_t kind[4] = {0}, size[8] = {0}, type[4] = {0}, block[4] = {0}, chs[4] = {0};
 	uint8_t creator[8] = {0}, stamp[4] = {0}, base_size[8] = {0}, base_sum[16] = {0};
-	uint8_t bytes[8] = {0}, records[8] = {0};
+	uint8_t bytes[8] = {0}, records[8] = {0}, wire[8] = {0}, sum[STREAM_SUM] = {0};
 	struct field f[] = {
 		{FIELD_KIND, 4, kind, NEEDED, false, 0},
 		{FIELD_SIZE, 8, size, NEEDED, false, 0},
@@ -401,8 +414,12 @@ int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b,
 		{FIELD_BASE_SUM, 16, base_sum, OPTIONAL, false, 0},
 		{FIELD_PLANNED_BYTES, 8, bytes, OPTIONAL, false, 0},
 		{FIELD_PLANNED_RECORDS, 8, records, OPTIONAL, false, 0},
+		{FIELD_SOURCE, IMG_SUM_BYTES, b->source, OPTIONAL, false, 0},
+		/* CONTINUE only, and last */
+		{FIELD_WIRE_BYTES, 8, wire, NEEDED, false, 0},
+		{FIELD_STREAM_SUM, STREAM_SUM, sum, NEEDED, false, 0},
 	};
-	const size_t n = sizeof(f) / sizeof(f[0]);
+	const size_t n = sizeof(f) / sizeof(f[0]) - (m ? 0 : 2);
 
 	if (fields_get(buf, len, f, n, at, err))
 		return -1;
@@ -415,6 +432,7 @@ int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b,
 	b->type = (enum img_type)le32_get(type);
 	b->has_uuid = field_find(f, n, FIELD_DISK_UUID)->seen;
 	b->has_parent = field_find(f, n, FIELD_PARENT_UUID)->seen;
+	b->has_source = field_find(f, n, FIELD_SOURCE)->seen;
 	b->cylinders = le16_get(chs);
 	b->heads = chs[2];
 	b->sectors = chs[3];
@@ -429,6 +447,10 @@ int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b,
 	if (b->kind == STREAM_INCREMENT &&
 	    (!field_find(f, n, FIELD_BASE_UUID)->seen || !field_find(f, n, FIELD_BASE_SIZE)->seen))
 		return stream_bad(at, err, "an increment that does not say of what");
+	if (m) {
+		m->wire_bytes = le64_get(wire);
+		memcpy(m->sum, sum, STREAM_SUM);
+	}
 	return 0;
 }
 

@@ -17,6 +17,7 @@
  * the content sum. */
 #define STREAM_PIECE IMG_SUM_CHUNK
 #define STREAM_MAX_SIZE (64ull << 40) /* of a disk */
+#define STREAM_MAX_CHECKPOINT (256ull << 20) /* bytes from one to the next */
 
 enum stream_kind {
 	STREAM_WHOLE = 0,     /* every byte of the disk */
@@ -29,6 +30,7 @@ struct stream_pipe {
 	const char *name;   /* for messages */
 	bool (*stop)(void); /* asked while waiting: true ends with IMG_AGAIN. May be NULL */
 	uint64_t rate;	    /* bytes a second when writing, 0: no limit */
+	uint64_t checkpoint; /* bytes between checkpoints when writing, 0: the usual */
 	uint64_t ready;	    /* when the next byte may go; nanoseconds, private */
 };
 
@@ -55,7 +57,49 @@ struct stream_begin {
 	char base_sum[IMG_SUM_STR]; /* content sum; "": not told */
 	/* Before zeros and compression made it less: bytes of DATA records, records. */
 	uint64_t planned_bytes, planned_records;
+	bool has_source;
+	uint8_t source[IMG_SUM_BYTES]; /* identity of the source's files, for the sender alone */
 };
+
+/* A position between two records where a transfer can go on. */
+struct stream_mark {
+	uint64_t seq;		       /* of the next record */
+	uint64_t wire_bytes;	       /* of the stream before it */
+	uint64_t off;		       /* of the disk: a multiple of STREAM_PIECE, or its end */
+	uint8_t sum[IMG_SUM_BYTES];    /* the running sum */
+	uint8_t trail[IMG_SUM_BYTES];  /* the prefix sum */
+	uint64_t data_records, zero_records, data_bytes, zero_bytes, checkpoints;
+};
+
+/* What a receiver (or vhd-stream) gives to a sender, so that it goes on. */
+struct stream_token {
+	bool append;	 /* to be appended to a stored stream: nothing but the rest */
+	bool compressed; /* the stored stream's records may be */
+	bool has_source;
+	uint8_t stream_id[16];
+	enum stream_kind kind;
+	uint64_t size;
+	uint8_t uuid[16], base_uuid[16]; /* all zero: none */
+	uint8_t source[IMG_SUM_BYTES];
+	struct stream_mark mark;
+};
+#define STREAM_TOKEN_STR 256
+void stream_token_put(const struct stream_token *t, char out[STREAM_TOKEN_STR]);
+int stream_token_get(const char *text, struct stream_token *t, struct img_err *err);
+
+/* The prefix sum: what a stream said of the disk, in ascending order. */
+struct stream_trail;
+struct stream_trail *stream_trail_new(void);
+void stream_trail_free(struct stream_trail *t);
+/* BUF is NULL for zeros. */
+void stream_trail_add(struct stream_trail *t, uint64_t off, const void *buf, uint64_t len);
+/* N whole chunks from FIRST on, of a disk of SIZE, whose content has this sum. */
+void stream_trail_chunks(struct stream_trail *t, uint64_t first, uint64_t n,
+			 const uint8_t sum[IMG_SUM_BYTES], uint64_t size);
+/* Goes on from a known one. */
+void stream_trail_set(struct stream_trail *t, const uint8_t sum[IMG_SUM_BYTES]);
+/* Ends the present chunk: what comes later must lie behind it. */
+void stream_trail_get(struct stream_trail *t, uint8_t sum[IMG_SUM_BYTES]);
 
 /* What was sent or received; complete after END. */
 struct stream_totals {
@@ -65,7 +109,8 @@ struct stream_totals {
 	uint64_t records;		 /* of every type */
 	uint64_t skipped;		 /* of unknown type, and not critical */
 	char stream_sum[IMG_SUM_STR];
-	char content_sum[IMG_SUM_STR]; /* "": an increment */
+	char content_sum[IMG_SUM_STR]; /* "": an increment, or not known */
+	uint8_t trail[IMG_SUM_BYTES];  /* the prefix sum of all of it; received only */
 };
 
 struct stream_writer;
@@ -76,6 +121,15 @@ struct stream_writer;
  */
 int stream_write_begin(struct stream_writer **out, const struct stream_pipe *to, int level,
 		       struct stream_begin *begin, struct img_err *err);
+/*
+ * Goes on where TOKEN says. CONTENT has seen the chunks below that, or is NULL: then END has no content sum.
+ * The writer owns it from now on. BEGIN must be what it was, but for the plan.
+ */
+int stream_write_resume(struct stream_writer **out, const struct stream_pipe *to, int level,
+			struct stream_begin *begin, const struct stream_token *token,
+			struct img_sum *content, struct img_err *err);
+/* What this writer sent itself: all but what was sent before it went on. */
+uint64_t stream_write_sent(const struct stream_writer *w);
 /*
  * Room for LEN bytes of data, at most STREAM_PIECE; it belongs to the writer and holds until the
  * next call. Only what lies there may be given to stream_write_data().
@@ -92,7 +146,7 @@ void stream_write_abort(struct stream_writer *w, const struct img_err *why);
 void stream_writer_free(struct stream_writer *w);
 
 /* The most bytes that a stream with this BEGIN has, from what it plans. */
-uint64_t stream_bound(const struct stream_begin *begin);
+uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint);
 
 /* What a reader tells. Only what was verified arrives, in ascending order. */
 struct stream_visitor {
@@ -100,6 +154,16 @@ struct stream_visitor {
 	int (*begin)(void *ctx, const struct stream_begin *begin, struct img_err *err);
 	int (*data)(void *ctx, uint64_t off, const void *buf, size_t len, struct img_err *err);
 	int (*zero)(void *ctx, uint64_t off, uint64_t len, struct img_err *err);
+	/*
+	 * All below are NULL where the receiver cannot go on. Mark: everything before it was verified, also
+	 * against the sender's own sum; at checkpoints and before END. Chunks: sums of a
+	 * whole disk, N equal ones from FIRST on. Resume, instead of begin: fills in MARK, that of the
+	 * partial result, and gives CONTENT (whole disks) the sums below it.
+	 */
+	int (*mark)(void *ctx, const struct stream_mark *mark, struct img_err *err);
+	void (*chunks)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
+	int (*resume)(void *ctx, const struct stream_begin *begin, struct stream_mark *mark,
+		      struct img_sum *content, struct img_err *err);
 };
 
 /*

@@ -14,10 +14,11 @@
 #define STREAM_SUM 16u
 #define STREAM_MAX_PAYLOAD (16u << 20)
 #define STREAM_MAX_CONTROL (64u << 10)
-#define STREAM_CHECKPOINT_BYTES (256ull << 20)
-#define STREAM_CHECKPOINT_SECONDS 5
+/* Half of what may have to be sent again: while one is made durable the next is on its way. */
+#define STREAM_CHECKPOINT_BYTES (128ull << 20)
+#define STREAM_CHECKPOINT_SECONDS 4
 
-enum { STREAM_INCOMPAT_ZSTD = 1u << 0 };
+enum { STREAM_INCOMPAT_ZSTD = 1u << 0, STREAM_INCOMPAT_CONTINUED = 1u << 1 };
 
 enum stream_type {
 	STREAM_BEGIN = 1,
@@ -26,6 +27,7 @@ enum stream_type {
 	STREAM_CHECKPOINT = 4,
 	STREAM_END = 5,
 	STREAM_ABORT = 6,
+	STREAM_CONTINUE = 7, /* the first of a continued stream, and outside of its numbers and sums */
 };
 
 enum { STREAM_CRITICAL = 1u << 0, STREAM_ZSTD = 1u << 1 };
@@ -57,10 +59,11 @@ int stream_bad(const struct stream_where *at, struct img_err *err, const char *f
 	__attribute__((format(printf, 3, 4)));
 
 uint64_t stream_seed(const uint8_t id[16]);
-void stream_preamble_put(uint8_t buf[STREAM_PREAMBLE], const struct stream_begin *b);
+void stream_preamble_put(uint8_t buf[STREAM_PREAMBLE], const struct stream_begin *b,
+			 bool continued);
 /* Fills the stream's id and features. */
 int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin *b,
-			const struct stream_where *at, struct img_err *err);
+			bool *continued, const struct stream_where *at, struct img_err *err);
 
 /* Encodes H with its checksum over header and payload. */
 void stream_head_put(uint8_t buf[STREAM_HEADER], struct stream_head *h, const void *payload,
@@ -79,7 +82,9 @@ size_t stream_begin_put(uint8_t *buf, const struct stream_begin *b);
 size_t stream_checkpoint_put(uint8_t *buf, const struct stream_marks *m);
 size_t stream_end_put(uint8_t *buf, const struct stream_marks *m);
 size_t stream_abort_put(uint8_t *buf, const struct img_err *why);
-int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b,
+size_t stream_continue_put(uint8_t *buf, const struct stream_begin *b, const struct stream_marks *m);
+/* M is NULL for BEGIN, else the record is CONTINUE. */
+int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b, struct stream_marks *m,
 		     const struct stream_where *at, struct img_err *err);
 int stream_checkpoint_get(const uint8_t *buf, size_t len, struct stream_marks *m,
 			  const struct stream_where *at, struct img_err *err);

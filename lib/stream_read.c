@@ -28,7 +28,9 @@ struct reader {
 	uint64_t seed, pos;	 /* of the disk: where the next record may begin */
 	uint8_t sum[STREAM_SUM];
 	struct stream_totals totals;
-	bool begun, ended;
+	struct stream_trail *trail;
+	bool continued, begun, ended, mark_due;
+	struct stream_mark last; /* before END */
 	uint8_t *buf, *plain;
 	size_t cap, start, end;
 };
@@ -113,7 +115,7 @@ static int read_preamble(struct reader *r, struct img_err *err)
 		return cut(r, err);
 	if (!more) /* even a short file can be told from a stream */
 		memset(r->buf + r->end, 0, STREAM_PREAMBLE - have(r));
-	if (stream_preamble_get(r->buf + r->start, &r->begin, &r->at, err))
+	if (stream_preamble_get(r->buf + r->start, &r->begin, &r->continued, &r->at, err))
 		return -1;
 	if (!more)
 		return cut(r, err);
@@ -142,10 +144,12 @@ static int check_head(struct reader *r, const struct stream_head *h, struct img_
 				     : h->stored != h->len)
 		return stream_bad(&r->at, err, "%u bytes for %llu", h->stored,
 				  (unsigned long long)h->len);
-	if (control && h->type <= STREAM_ABORT && h->stored > STREAM_MAX_CONTROL)
+	if (control && h->type <= STREAM_CONTINUE && h->stored > STREAM_MAX_CONTROL)
 		return stream_bad(&r->at, err, "a type %u record of %u bytes", h->type, h->stored);
-	if (!r->begun && h->type != STREAM_BEGIN && h->type != STREAM_ABORT)
-		return stream_bad(&r->at, err, "type %u, but the first must be BEGIN", h->type);
+	if (!r->begun && h->type != STREAM_ABORT &&
+	    h->type != (r->continued ? STREAM_CONTINUE : STREAM_BEGIN))
+		return stream_bad(&r->at, err, "type %u, but the first must be %s", h->type,
+				  r->continued ? "CONTINUE" : "BEGIN");
 	return 0;
 }
 
@@ -169,6 +173,8 @@ static int next_record(struct reader *r, struct stream_head *h, struct img_err *
 		return cut(r, err);
 	if (stream_head_sum(p, p + STREAM_HEADER, h->stored, r->seed) != h->sum)
 		return stream_bad(&r->at, err, "damaged: the checksum does not match");
+	if (r->continued && !r->begun)
+		r->at.seq = h->seq; /* it says itself where it goes on */
 	return check_head(r, h, err);
 }
 
@@ -188,17 +194,83 @@ static int take_range(struct reader *r, const struct stream_head *h, struct img_
 	return 0;
 }
 
+/* The sums of a whole disk's chunks serve the content sum, the prefix sum and the visitor. */
+static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES])
+{
+	struct reader *r = ctx;
+
+	stream_trail_chunks(r->trail, first, n, sum, r->begin.size);
+	if (r->v->chunks)
+		r->v->chunks(r->v->ctx, first, n, sum);
+}
+
+static int make_sums(struct reader *r, struct img_err *err)
+{
+	r->begun = true;
+	r->trail = stream_trail_new();
+	if (r->begin.kind == STREAM_WHOLE)
+		r->content = img_sum_new(r->begin.size);
+	if (!r->trail || (r->begin.kind == STREAM_WHOLE && !r->content))
+		return img_err_errno(err, ENOMEM, "%s", r->at.name);
+	return 0;
+}
+
 static int take_begin(struct reader *r, const struct stream_head *h, const uint8_t *payload,
 		      struct img_err *err)
 {
 	if (r->begun)
 		return stream_bad(&r->at, err, "a second BEGIN");
-	if (stream_begin_get(payload, h->stored, &r->begin, &r->at, err))
+	if (stream_begin_get(payload, h->stored, &r->begin, NULL, &r->at, err) || make_sums(r, err))
 		return -1;
-	r->begun = true;
-	if (r->begin.kind == STREAM_WHOLE && !(r->content = img_sum_new(r->begin.size)))
-		return img_err_errno(err, ENOMEM, "%s", r->at.name);
+	if (r->content)
+		img_sum_watch(r->content, on_chunks, r);
 	return r->v->begin(r->v->ctx, &r->begin, err);
+}
+
+/* Everything goes on as if it had never been cut: numbers, sums, counts. */
+static void go_on(struct reader *r, const struct stream_mark *m)
+{
+	struct stream_totals *t = &r->totals;
+
+	r->pos = m->off;
+	memcpy(r->sum, m->sum, STREAM_SUM);
+	stream_trail_set(r->trail, m->trail);
+	if (r->content)
+		img_sum_watch(r->content, on_chunks, r);
+	t->records = m->seq;
+	t->data_records = m->data_records;
+	t->zero_records = m->zero_records;
+	t->data_bytes = m->data_bytes;
+	t->zero_bytes = m->zero_bytes;
+	t->checkpoints = m->checkpoints;
+	t->wire_bytes = r->at.pos = m->wire_bytes;
+}
+
+static int take_continue(struct reader *r, const struct stream_head *h, const uint8_t *payload,
+			 struct img_err *err)
+{
+	struct stream_mark mark = {0};
+	struct stream_marks m;
+
+	if (!r->continued || r->begun)
+		return stream_bad(&r->at, err, "a CONTINUE in the middle");
+	if (stream_begin_get(payload, h->stored, &r->begin, &m, &r->at, err))
+		return -1;
+	if (!r->v->resume)
+		return img_err_set(err, IMG_PROTO, "%s: is the rest of a stream, not one by itself",
+				   r->at.name);
+	if (make_sums(r, err) || r->v->resume(r->v->ctx, &r->begin, &mark, r->content, err))
+		return -1;
+	if (h->seq != mark.seq || h->off != mark.off || m.wire_bytes != mark.wire_bytes ||
+	    memcmp(m.sum, mark.sum, STREAM_SUM))
+		return img_err_set(err, IMG_AGAIN,
+				   "%s: goes on at byte %llu, but the partial result was made with "
+				   "the stream up to byte %llu; ask for the token again",
+				   r->at.name, (unsigned long long)m.wire_bytes,
+				   (unsigned long long)mark.wire_bytes);
+	consume(r, STREAM_HEADER + h->stored);
+	go_on(r, &mark);
+	return 0;
 }
 
 static int unpack(struct reader *r, const struct stream_head *h, const uint8_t **payload,
@@ -227,6 +299,8 @@ static int take_data(struct reader *r, const struct stream_head *h, const uint8_
 	r->totals.data_bytes += h->len;
 	if (r->content)
 		img_sum_data(r->content, payload, (size_t)h->len);
+	else
+		stream_trail_add(r->trail, h->off, payload, h->len);
 	return r->v->data(r->v->ctx, h->off, payload, (size_t)h->len, err);
 }
 
@@ -238,6 +312,8 @@ static int take_zero(struct reader *r, const struct stream_head *h, struct img_e
 	r->totals.zero_bytes += h->len;
 	if (r->content)
 		img_sum_zeros(r->content, h->len);
+	else
+		stream_trail_add(r->trail, h->off, NULL, h->len);
 	return r->v->zero(r->v->ctx, h->off, h->len, err);
 }
 
@@ -264,7 +340,36 @@ static int take_checkpoint(struct reader *r, const struct stream_head *h, const 
 				  (unsigned long long)h->off, (unsigned long long)r->pos);
 	r->pos = h->off;
 	r->totals.checkpoints++;
+	r->mark_due = h->off && h->off % STREAM_PIECE == 0;
 	return 0;
+}
+
+/* Before the next record. */
+static void make_mark(struct reader *r, struct stream_mark *m)
+{
+	const struct stream_totals *t = &r->totals;
+
+	*m = (struct stream_mark){.seq = r->at.seq,
+				  .wire_bytes = r->at.pos,
+				  .off = r->pos,
+				  .data_records = t->data_records,
+				  .zero_records = t->zero_records,
+				  .data_bytes = t->data_bytes,
+				  .zero_bytes = t->zero_bytes,
+				  .checkpoints = t->checkpoints};
+	memcpy(m->sum, r->sum, STREAM_SUM);
+	stream_trail_get(r->trail, m->trail);
+}
+
+static int tell_mark(struct reader *r, struct img_err *err)
+{
+	struct stream_mark m;
+
+	r->mark_due = false;
+	if (!r->v->mark)
+		return 0;
+	make_mark(r, &m);
+	return r->v->mark(r->v->ctx, &m, err);
 }
 
 static int take_end(struct reader *r, const struct stream_head *h, const uint8_t *payload,
@@ -287,12 +392,16 @@ static int take_end(struct reader *r, const struct stream_head *h, const uint8_t
 		return stream_bad(&r->at, err, "the sender counted otherwise");
 	if (r->content) {
 		img_sum_final(r->content, r->totals.content_sum);
-		if (strcmp(t->content_sum, r->totals.content_sum))
+		if (strcmp(t->content_sum, r->totals.content_sum) &&
+		    (*t->content_sum || !r->continued))
 			return stream_bad(&r->at, err, "the content sum is %s, the sender's %s",
 					  r->totals.content_sum,
 					  *t->content_sum ? t->content_sum : "is missing");
 	}
 	r->ended = true;
+	r->pos = r->begin.size;
+	make_mark(r, &r->last);
+	memcpy(r->totals.trail, r->last.trail, STREAM_SUM);
 	return 0;
 }
 
@@ -330,12 +439,21 @@ static int read_all(struct reader *r, struct img_err *err)
 	while (!r->ended) {
 		struct stream_head h;
 
-		if (next_record(r, &h, err) || take(r, &h, err))
+		if (next_record(r, &h, err))
+			return -1;
+		if (h.type == STREAM_CONTINUE) {
+			if (take_continue(r, &h, r->buf + r->start + STREAM_HEADER, err))
+				return -1;
+			continue;
+		}
+		if (take(r, &h, err))
 			return -1;
 		stream_sum_link(r->sum, r->buf + r->start);
 		r->totals.records++;
 		r->at.seq++;
 		consume(r, STREAM_HEADER + h.stored);
+		if (r->mark_due && tell_mark(r, err))
+			return -1;
 	}
 	if (fill(r, 1, &more, err))
 		return -1;
@@ -343,7 +461,7 @@ static int read_all(struct reader *r, struct img_err *err)
 		return img_err_set(err, IMG_PROTO, "%s: something follows the END at byte %llu",
 				   r->at.name, (unsigned long long)r->at.pos);
 	stream_sum_str(r->sum, r->totals.stream_sum);
-	return 0;
+	return r->v->mark ? r->v->mark(r->v->ctx, &r->last, err) : 0;
 }
 
 int stream_read(const struct stream_pipe *from, const struct stream_visitor *visitor,
@@ -361,6 +479,7 @@ int stream_read(const struct stream_pipe *from, const struct stream_visitor *vis
 	*totals = r.totals;
 	stream_codec_free(r.codec);
 	img_sum_free(r.content);
+	stream_trail_free(r.trail);
 	free(r.plain);
 	free(r.buf);
 	return rc;

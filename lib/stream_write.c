@@ -28,7 +28,8 @@ struct stream_writer {
 	uint64_t pos; /* of the disk: everything below was given */
 	uint8_t sum[STREAM_SUM];
 	struct stream_totals totals;
-	struct img_sum *content;     /* whole disks */
+	struct img_sum *content;     /* whole disks, if all of it was seen */
+	uint64_t skipped;	     /* sent before this writer, less what it said to go on */
 	uint64_t zero_off, zero_len; /* not yet a record, may grow */
 	uint64_t mark_bytes;	     /* the last checkpoint */
 	struct timespec mark_time;
@@ -117,8 +118,6 @@ static int allocate(struct stream_writer *w, int level, struct img_err *err)
 	if (posix_memalign(&space, 4096, SPACE) || !(w->control = malloc(STREAM_MAX_CONTROL)))
 		goto nomem;
 	w->space = space;
-	if (w->kind == STREAM_WHOLE && !(w->content = img_sum_new(w->size)))
-		goto nomem;
 	if (!level)
 		return 0;
 	if (posix_memalign(&packed, 4096, SPACE))
@@ -132,26 +131,46 @@ nomem:
 	return img_err_errno(err, ENOMEM, "%s", w->to.name);
 }
 
+static struct stream_writer *writer_new(const struct stream_pipe *to, int level,
+					struct stream_begin *begin, struct img_err *err)
+{
+	struct stream_writer *w = calloc(1, sizeof(*w));
+
+	if (!w) {
+		img_err_errno(err, ENOMEM, "%s", to->name);
+		return NULL;
+	}
+	w->to = *to;
+	if (!w->to.checkpoint)
+		w->to.checkpoint = STREAM_CHECKPOINT_BYTES;
+	w->kind = begin->kind;
+	w->size = begin->size;
+	if (allocate(w, level, err)) {
+		stream_writer_free(w);
+		return NULL;
+	}
+	begin->compressed = level != 0;
+	clock_gettime(CLOCK_MONOTONIC, &w->mark_time);
+	stream_pipe_tune(&w->to);
+	return w;
+}
+
 int stream_write_begin(struct stream_writer **out, const struct stream_pipe *to, int level,
 		       struct stream_begin *begin, struct img_err *err)
 {
-	struct stream_writer *w = calloc(1, sizeof(*w));
+	struct stream_writer *w = writer_new(to, level, begin, err);
 	uint8_t preamble[STREAM_PREAMBLE];
 
 	*out = NULL;
 	if (!w)
-		return img_err_errno(err, ENOMEM, "%s", to->name);
-	w->to = *to;
-	w->kind = begin->kind;
-	w->size = begin->size;
-	if (allocate(w, level, err))
+		return -1;
+	if (w->kind == STREAM_WHOLE && !(w->content = img_sum_new(w->size))) {
+		img_err_errno(err, ENOMEM, "%s", to->name);
 		goto fail;
+	}
 	img_uuid_new(begin->stream_id);
-	begin->compressed = level != 0;
 	w->seed = stream_seed(begin->stream_id);
-	clock_gettime(CLOCK_MONOTONIC, &w->mark_time);
-	stream_pipe_tune(&w->to);
-	stream_preamble_put(preamble, begin);
+	stream_preamble_put(preamble, begin, false);
 	stream_sum_begin(w->sum, preamble);
 	queue(w, preamble, sizeof(preamble));
 	if (emit_control(w, STREAM_BEGIN, STREAM_CRITICAL, 0, stream_begin_put(w->control, begin),
@@ -162,6 +181,72 @@ int stream_write_begin(struct stream_writer **out, const struct stream_pipe *to,
 fail:
 	stream_writer_free(w);
 	return -1;
+}
+
+/* The numbers of the stream that was cut. */
+static void take_mark(struct stream_writer *w, const struct stream_mark *m)
+{
+	struct stream_totals *t = &w->totals;
+
+	w->seq = t->records = m->seq;
+	w->pos = m->off;
+	memcpy(w->sum, m->sum, STREAM_SUM);
+	t->wire_bytes = w->mark_bytes = m->wire_bytes;
+	t->data_records = m->data_records;
+	t->zero_records = m->zero_records;
+	t->data_bytes = m->data_bytes;
+	t->zero_bytes = m->zero_bytes;
+	t->checkpoints = m->checkpoints;
+}
+
+/* Preamble and CONTINUE: outside of the stream's numbers and sums. */
+static int emit_continue(struct stream_writer *w, const struct stream_begin *begin,
+			 const struct stream_mark *mark, struct img_err *err)
+{
+	uint8_t preamble[STREAM_PREAMBLE];
+	struct stream_marks m = {.wire_bytes = mark->wire_bytes};
+	struct stream_head h = {.seq = mark->seq,
+				.off = mark->off,
+				.type = STREAM_CONTINUE,
+				.flags = STREAM_CRITICAL};
+
+	memcpy(m.sum, mark->sum, STREAM_SUM);
+	stream_preamble_put(preamble, begin, true);
+	queue(w, preamble, sizeof(preamble));
+	h.len = h.stored = (uint32_t)stream_continue_put(w->control, begin, &m);
+	stream_head_put(w->heads[w->nheads], &h, w->control, w->seed);
+	queue(w, w->heads[w->nheads++], STREAM_HEADER);
+	queue(w, w->control, h.stored);
+	return flush(w, err);
+}
+
+int stream_write_resume(struct stream_writer **out, const struct stream_pipe *to, int level,
+			struct stream_begin *begin, const struct stream_token *token,
+			struct img_sum *content, struct img_err *err)
+{
+	struct stream_writer *w = writer_new(to, level, begin, err);
+
+	*out = NULL;
+	if (!w) {
+		img_sum_free(content);
+		return -1;
+	}
+	w->content = content;
+	memcpy(begin->stream_id, token->stream_id, 16);
+	w->seed = stream_seed(begin->stream_id);
+	if (!token->append && emit_continue(w, begin, &token->mark, err)) {
+		stream_writer_free(w);
+		return -1;
+	}
+	w->skipped = token->mark.wire_bytes - w->totals.wire_bytes;
+	take_mark(w, &token->mark);
+	*out = w;
+	return 0;
+}
+
+uint64_t stream_write_sent(const struct stream_writer *w)
+{
+	return w->totals.wire_bytes - w->skipped;
 }
 
 int stream_write_space(struct stream_writer *w, size_t len, uint8_t **buf, struct img_err *err)
@@ -246,32 +331,51 @@ static int add_data(struct stream_writer *w, uint64_t off, const uint8_t *buf, s
 
 /* By bytes, and by time so that a slow link has some too. A dry run's count must not depend on
  * how fast it was. */
-static int checkpoint(struct stream_writer *w, struct img_err *err)
+static bool checkpoint_due(const struct stream_writer *w)
 {
-	struct stream_marks m;
 	struct timespec now;
 
+	if (w->totals.wire_bytes - w->mark_bytes >= w->to.checkpoint)
+		return true;
+	if (w->to.fd < 0)
+		return false;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	if (w->totals.wire_bytes - w->mark_bytes < STREAM_CHECKPOINT_BYTES &&
-	    (w->to.fd < 0 || now.tv_sec - w->mark_time.tv_sec < STREAM_CHECKPOINT_SECONDS))
+	return now.tv_sec - w->mark_time.tv_sec >= STREAM_CHECKPOINT_SECONDS;
+}
+
+/* If one is due, and nothing that was given reaches into the chunk that begins at or below OFF: a receiver can
+ * only go on between chunks of the sums. */
+static int checkpoint(struct stream_writer *w, uint64_t off, struct img_err *err)
+{
+	struct stream_marks m;
+
+	off -= off % STREAM_PIECE;
+	if (off < w->pos || !off || !checkpoint_due(w))
 		return 0;
 	if (emit_zero(w, err))
 		return -1;
 	new_sum(w, &m);
 	w->totals.checkpoints++;
-	if (emit_control(w, STREAM_CHECKPOINT, 0, w->pos, stream_checkpoint_put(w->control, &m),
-			 err))
+	w->pos = off;
+	if (emit_control(w, STREAM_CHECKPOINT, 0, off, stream_checkpoint_put(w->control, &m), err))
 		return -1;
 	w->mark_bytes = w->totals.wire_bytes;
-	w->mark_time = now;
+	clock_gettime(CLOCK_MONOTONIC, &w->mark_time);
 	return 0;
 }
 
 int stream_write_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err)
 {
-	if (in_order(w, off, len, err) || add_zero(w, off, len, err))
+	uint64_t border = off - off % STREAM_PIECE + STREAM_PIECE, n = len;
+
+	if (checkpoint(w, off, err))
 		return -1;
-	return checkpoint(w, err);
+	/* Zeros are only cut if a checkpoint would otherwise come late. */
+	if (border < off + len && checkpoint_due(w))
+		n = border - off;
+	if (in_order(w, off, n, err) || add_zero(w, off, n, err))
+		return -1;
+	return n < len ? stream_write_zero(w, off + n, len - n, err) : 0;
 }
 
 /* The end of the run from FROM on whose units are all zero or all not. */
@@ -295,7 +399,7 @@ static size_t same_until(uint64_t off, const uint8_t *buf, size_t from, size_t l
 int stream_write_data(struct stream_writer *w, uint64_t off, const uint8_t *buf, size_t len,
 		      struct img_err *err)
 {
-	if (in_order(w, off, len, err))
+	if (checkpoint(w, off, err) || in_order(w, off, len, err))
 		return -1;
 	for (size_t done = 0, end; done < len; done = end) {
 		bool zero = false;
@@ -307,7 +411,7 @@ int stream_write_data(struct stream_writer *w, uint64_t off, const uint8_t *buf,
 	}
 	/* What a flush took along need not be kept. */
 	w->used = w->niov ? (size_t)(buf - w->space) + len : 0;
-	return checkpoint(w, err);
+	return 0;
 }
 
 int stream_write_end(struct stream_writer *w, struct stream_totals *totals, struct img_err *err)
@@ -340,7 +444,7 @@ void stream_write_abort(struct stream_writer *w, const struct img_err *why)
 			   &ignored);
 }
 
-uint64_t stream_bound(const struct stream_begin *begin)
+uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint)
 {
 	struct stream_marks m = {.totals = {.content_sum = "00000000000000000000000000000000"}};
 	uint8_t buf[4096];
@@ -351,5 +455,5 @@ uint64_t stream_bound(const struct stream_begin *begin)
 		m.totals.content_sum[0] = '\0';
 	n += STREAM_PREAMBLE + STREAM_HEADER + stream_begin_put(buf, begin);
 	n += STREAM_HEADER + stream_end_put(buf, &m);
-	return n + n / STREAM_CHECKPOINT_BYTES * mark;
+	return n + n / (checkpoint ? checkpoint : STREAM_CHECKPOINT_BYTES) * (mark + STREAM_HEADER);
 }

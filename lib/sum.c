@@ -13,10 +13,13 @@
 #include "img.h"
 
 struct img_sum {
-	XXH3_state_t *all, *chunk;
+	XXH3_state_t *all, *chunk_state;
 	uint64_t left;	/* bytes of the disk still to come */
 	uint64_t fill;	/* bytes in the chunk so far */
 	XXH128_canonical_t zero_chunk;
+	uint64_t chunk; /* number of the present one */
+	void (*watch)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
+	void *ctx;
 	uint8_t zeros[64 << 10];
 };
 
@@ -28,8 +31,8 @@ struct img_sum *img_sum_new(uint64_t size)
 	if (!s)
 		return NULL;
 	s->all = XXH3_createState();
-	s->chunk = XXH3_createState();
-	if (!s->all || !s->chunk) {
+	s->chunk_state = XXH3_createState();
+	if (!s->all || !s->chunk_state) {
 		img_sum_free(s);
 		return NULL;
 	}
@@ -37,11 +40,11 @@ struct img_sum *img_sum_new(uint64_t size)
 	le64_put(le, size);
 	XXH3_128bits_reset(s->all);
 	XXH3_128bits_update(s->all, le, sizeof(le));
-	XXH3_128bits_reset(s->chunk);
+	XXH3_128bits_reset(s->chunk_state);
 	for (size_t n = 0; n < IMG_SUM_CHUNK; n += sizeof(s->zeros))
-		XXH3_128bits_update(s->chunk, s->zeros, sizeof(s->zeros));
-	XXH128_canonicalFromHash(&s->zero_chunk, XXH3_128bits_digest(s->chunk));
-	XXH3_128bits_reset(s->chunk);
+		XXH3_128bits_update(s->chunk_state, s->zeros, sizeof(s->zeros));
+	XXH128_canonicalFromHash(&s->zero_chunk, XXH3_128bits_digest(s->chunk_state));
+	XXH3_128bits_reset(s->chunk_state);
 	return s;
 }
 
@@ -50,18 +53,42 @@ void img_sum_free(struct img_sum *s)
 	if (!s)
 		return;
 	XXH3_freeState(s->all);
-	XXH3_freeState(s->chunk);
+	XXH3_freeState(s->chunk_state);
 	free(s);
+}
+
+void img_sum_watch(struct img_sum *s,
+		   void (*fn)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]),
+		   void *ctx)
+{
+	s->watch = fn;
+	s->ctx = ctx;
+}
+
+/* N chunks, told to whoever watches. */
+static void add_chunks(struct img_sum *s, const uint8_t sum[IMG_SUM_BYTES], uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++)
+		XXH3_128bits_update(s->all, sum, IMG_SUM_BYTES);
+	if (s->watch)
+		s->watch(s->ctx, s->chunk, n, sum);
+	s->chunk += n;
 }
 
 static void end_chunk(struct img_sum *s)
 {
 	XXH128_canonical_t c;
 
-	XXH128_canonicalFromHash(&c, XXH3_128bits_digest(s->chunk));
-	XXH3_128bits_update(s->all, &c, sizeof(c));
-	XXH3_128bits_reset(s->chunk);
+	XXH128_canonicalFromHash(&c, XXH3_128bits_digest(s->chunk_state));
+	XXH3_128bits_reset(s->chunk_state);
+	add_chunks(s, c.digest, 1);
 	s->fill = 0;
+}
+
+void img_sum_known(struct img_sum *s, const uint8_t sum[IMG_SUM_BYTES], uint64_t n)
+{
+	s->left -= u64_min(s->left, n * IMG_SUM_CHUNK);
+	add_chunks(s, sum, n);
 }
 
 void img_sum_data(struct img_sum *s, const void *buf, size_t len)
@@ -71,13 +98,21 @@ void img_sum_data(struct img_sum *s, const void *buf, size_t len)
 	while (len) {
 		size_t n = (size_t)u64_min(len, IMG_SUM_CHUNK - s->fill);
 
-		XXH3_128bits_update(s->chunk, p, n);
-		s->fill += n;
-		s->left -= n;
+		if (n == IMG_SUM_CHUNK) {
+			XXH128_canonical_t c;
+
+			XXH128_canonicalFromHash(&c, XXH3_128bits(p, n));
+			s->left -= n;
+			add_chunks(s, c.digest, 1);
+		} else {
+			XXH3_128bits_update(s->chunk_state, p, n);
+			s->fill += n;
+			s->left -= n;
+			if (s->fill == IMG_SUM_CHUNK || s->left == 0)
+				end_chunk(s);
+		}
 		p += n;
 		len -= n;
-		if (s->fill == IMG_SUM_CHUNK || s->left == 0)
-			end_chunk(s);
 	}
 }
 
@@ -85,9 +120,9 @@ void img_sum_zeros(struct img_sum *s, uint64_t len)
 {
 	while (len) {
 		if (s->fill == 0 && len >= IMG_SUM_CHUNK) {
-			XXH3_128bits_update(s->all, &s->zero_chunk, sizeof(s->zero_chunk));
-			s->left -= IMG_SUM_CHUNK;
-			len -= IMG_SUM_CHUNK;
+			s->left -= len - len % IMG_SUM_CHUNK;
+			add_chunks(s, s->zero_chunk.digest, len / IMG_SUM_CHUNK);
+			len %= IMG_SUM_CHUNK;
 			continue;
 		}
 		/* Never past the chunk: behind its end whole chunks come cheap again. */

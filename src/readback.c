@@ -6,85 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "bytes.h"
 #include "readback.h"
-
-/*
- * Two sums: of the content, what is absent counted as zeros, and of where there is content at
- * all: in an increment zeros and nothing are not the same.
- */
-struct readback {
-	uint64_t size;
-	struct img_sum *content;
-	uint64_t pos;
-	uint64_t start, end; /* the present range, still growing */
-	XXH3_state_t *ranges;
-};
-
-struct readback *readback_new(uint64_t size, struct img_err *err)
-{
-	struct readback *r = calloc(1, sizeof(*r));
-
-	if (r) {
-		r->size = size;
-		r->content = img_sum_new(size);
-		r->ranges = XXH3_createState();
-	}
-	if (!r || !r->content || !r->ranges) {
-		readback_free(r);
-		img_err_errno(err, ENOMEM, "no memory to verify with");
-		return NULL;
-	}
-	XXH3_128bits_reset(r->ranges);
-	return r;
-}
-
-void readback_free(struct readback *r)
-{
-	if (!r)
-		return;
-	img_sum_free(r->content);
-	XXH3_freeState(r->ranges);
-	free(r);
-}
-
-static void end_range(struct readback *r)
-{
-	uint8_t b[16];
-
-	if (r->end == r->start)
-		return;
-	le64_put(b, r->start);
-	le64_put(b + 8, r->end);
-	XXH3_128bits_update(r->ranges, b, sizeof(b));
-}
-
-void readback_add(struct readback *r, const void *buf, uint64_t off, uint64_t len)
-{
-	if (off != r->end) {
-		end_range(r);
-		r->start = off;
-	}
-	r->end = off + len;
-	if (off != r->pos)
-		img_sum_zeros(r->content, off - r->pos);
-	if (buf)
-		img_sum_data(r->content, buf, (size_t)len);
-	else
-		img_sum_zeros(r->content, len);
-	r->pos = off + len;
-}
-
-static void finish(struct readback *r, char content[IMG_SUM_STR], XXH128_hash_t *ranges)
-{
-	end_range(r);
-	if (r->pos != r->size)
-		img_sum_zeros(r->content, r->size - r->pos);
-	img_sum_final(r->content, content);
-	*ranges = XXH3_128bits_digest(r->ranges);
-}
 
 /* From the disk, not from memory. Where caches cannot be dropped this is only the weaker check. */
 static int drop_cache(const char *path, struct img_err *err)
@@ -103,7 +27,7 @@ static int drop_cache(const char *path, struct img_err *err)
 	return rc;
 }
 
-static int read_run(struct readback *r, struct img_chain *c, struct img_run run, uint8_t *buf,
+static int read_run(struct stream_trail *t, struct img_chain *c, struct img_run run, uint8_t *buf,
 		    struct img_err *err)
 {
 	while (run.len) {
@@ -112,7 +36,7 @@ static int read_run(struct readback *r, struct img_chain *c, struct img_run run,
 		part.len = u64_min(run.len, IMG_SUM_CHUNK - run.off % IMG_SUM_CHUNK);
 		if (img_read_run(c, &part, buf, err))
 			return -1;
-		readback_add(r, buf, part.off, part.len);
+		stream_trail_add(t, part.off, buf, part.len);
 		run.off += part.len;
 		run.file_off += part.len;
 		run.len -= part.len;
@@ -120,59 +44,78 @@ static int read_run(struct readback *r, struct img_chain *c, struct img_run run,
 	return 0;
 }
 
-/* Only the file's own: what a child does not have is BELOW. */
-static int read_file(struct readback *r, struct img_chain *c, uint8_t *buf,
+/* The prefix sum of all that the file itself holds: in an increment zeros and nothing are not the same. */
+static int read_file(struct stream_trail *t, struct img_chain *c, uint8_t *buf,
 		     struct cli_progress *progress, struct img_err *err)
 {
+	const uint64_t size = img_size(c);
 	struct img_run run;
 
-	if (img_size(c) != r->size)
-		return img_err_set(err, IMG_IO, "%s: has %llu bytes instead of %llu",
-				   img_layer_path(c, 0), (unsigned long long)img_size(c),
-				   (unsigned long long)r->size);
-	for (uint64_t off = 0; off < r->size; off += run.len) {
-		if (img_map(c, off, r->size - off, 1, &run, err))
+	for (uint64_t off = 0; off < size; off += run.len) {
+		if (img_map(c, off, size - off, 1, &run, err))
 			return -1;
-		if (run.kind == IMG_DATA_RUN && read_run(r, c, run, buf, err))
+		if (run.kind == IMG_DATA_RUN && read_run(t, c, run, buf, err))
 			return -1;
 		if (run.kind == IMG_ZERO_RUN)
-			readback_add(r, NULL, run.off, run.len);
-		if (cli_progress(progress, run.off + run.len, r->size))
+			stream_trail_add(t, run.off, NULL, run.len);
+		if (cli_progress(progress, run.off + run.len, size))
 			return img_err_set(err, IMG_AGAIN, "interrupted");
 	}
 	return 0;
 }
 
-int readback_check(struct readback *r, const char *path, const struct img_open *opts,
-		   struct cli_progress *progress, struct img_err *err)
+static int check_increment(struct img_chain *c, const struct stream_totals *totals, bool *same,
+			   struct cli_progress *progress, struct img_err *err)
 {
-	struct readback *again = readback_new(r->size, err);
-	char wrote[IMG_SUM_STR], read[IMG_SUM_STR];
-	XXH128_hash_t wrote_ranges, read_ranges;
-	struct img_chain *c = NULL;
+	struct stream_trail *t = stream_trail_new();
+	uint8_t sum[IMG_SUM_BYTES];
 	void *buf = NULL;
 	int rc = -1;
 
-	if (!again || drop_cache(path, err) || img_open(&c, path, opts, err))
-		goto out;
-	if (posix_memalign(&buf, 4096, IMG_SUM_CHUNK)) {
-		img_err_errno(err, ENOMEM, "%s", path);
-		goto out;
+	if (!t || posix_memalign(&buf, 4096, IMG_SUM_CHUNK))
+		img_err_errno(err, ENOMEM, "no memory to verify with");
+	else
+		rc = read_file(t, c, buf, progress, err);
+	if (rc == 0) {
+		stream_trail_get(t, sum);
+		*same = memcmp(sum, totals->trail, sizeof(sum)) == 0;
 	}
-	if (read_file(again, c, buf, progress, err))
-		goto out;
-	finish(r, wrote, &wrote_ranges);
-	finish(again, read, &read_ranges);
-	if (strcmp(wrote, read) || !XXH128_isEqual(wrote_ranges, read_ranges))
-		img_err_set(err, IMG_IO,
-			    "%s: reads back other than it was written (sum %s instead of %s); the "
-			    "storage is not to be trusted",
-			    path, read, wrote);
+	stream_trail_free(t);
+	free(buf);
+	return rc;
+}
+
+static int check_whole(struct img_chain *c, const struct stream_totals *totals, bool *same,
+		       struct cli_progress *progress, struct img_err *err)
+{
+	char sum[IMG_SUM_STR];
+
+	if (img_sum_chain(c, cli_progress, progress, sum, err))
+		return -1;
+	*same = strcmp(sum, totals->content_sum) == 0;
+	return 0;
+}
+
+int readback_check(const char *path, const struct img_open *opts, const struct stream_begin *begin,
+		   const struct stream_totals *totals, struct cli_progress *progress,
+		   struct img_err *err)
+{
+	struct img_chain *c = NULL;
+	bool same = false;
+	int rc = -1;
+
+	if (drop_cache(path, err) || img_open(&c, path, opts, err))
+		return -1;
+	if (img_size(c) == begin->size)
+		rc = begin->kind == STREAM_WHOLE ? check_whole(c, totals, &same, progress, err)
+						 : check_increment(c, totals, &same, progress, err);
 	else
 		rc = 0;
-out:
-	free(buf);
+	if (rc == 0 && !same)
+		rc = img_err_set(err, IMG_IO,
+				 "%s: reads back other than it was written; the storage is not to be "
+				 "trusted",
+				 path);
 	img_close(c);
-	readback_free(again);
 	return rc;
 }

@@ -3,25 +3,33 @@
 #include "config.h"
 
 #include <errno.h>
-#include <fcntl.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "bytes.h"
 #include "cli.h"
 #include "io.h"
+#include "partial.h"
 #include "readback.h"
 #include "receipt.h"
 #include "stream.h"
 
 static const char help[] =
 	"Usage: vhd-recv [OPTION]... FILE < STREAM\n"
+	"       vhd-recv --status [--json] FILE | --token FILE | --abort FILE\n"
 	"Makes FILE out of a stream of vhd-send: a whole disk, or with --parent the AVHD that an\n"
 	"increment is. FILE appears only when everything arrived and is durable. The receipt, one\n"
-	"line of JSON, goes to stdout.\n"
+	"line of JSON, goes to stdout. Of a long stream that is cut, what came is kept beside FILE:\n"
+	"  vhd-send --resume=\"$(vhd-recv --token FILE)\" DISK | vhd-recv FILE\n"
+	"begins, or goes on.\n"
 	"\n"
+	"      --token             print the token that says where to go on; nothing: from the start\n"
+	"      --status            what is there of FILE so far\n"
+	"      --abort             remove what is there of FILE so far\n"
 	"      --parent=FILE       the base of an increment; FILE becomes its child\n"
 	"      --verify-base       compare its content sum with the stream's first\n"
 	"      --type=TYPE         keep (the default), dynamic, fixed or raw\n"
@@ -33,6 +41,7 @@ static const char help[] =
 	"  -f, --force             replace existing files\n"
 	"      --parent-dir=DIR    parents of the parent may lie below DIR too (repeatable)\n"
 	"      --parent-anywhere   they may lie anywhere\n"
+	"      --json              the status in JSON\n"
 	"      --progress=json     progress as JSON lines on stderr\n"
 	"  -q, --quiet             no progress\n"
 	"  -h, --help\n"
@@ -43,8 +52,12 @@ enum { TYPE_KEEP = -1 };
 /* The disk works while the stream comes in, instead of all at the end. */
 enum { WRITEBACK = 16 << 20 };
 
+enum verb { RECEIVE, TOKEN, STATUS, ABORT };
+
 struct recv {
 	struct cli_common common;
+	enum verb verb;
+	bool json;
 	const char *file, *parent, *receipt;
 	bool verify_base, new_uuid, verify, force;
 	int type; /* enum img_type or TYPE_KEEP */
@@ -54,7 +67,10 @@ struct recv {
 	struct img_create create;
 	uint8_t uuid[16];
 	struct img_new *new;
-	struct readback *readback;
+	struct partial *partial;
+	bool published; /* by an earlier run, which did not come to its end */
+	bool worthless; /* what is there is not to be gone on with */
+	bool kept;	/* it is */
 	struct cli_progress progress;
 	bool show;
 	uint64_t done, unwritten; /* bytes; since the last hint to the disk */
@@ -67,6 +83,9 @@ enum {
 	OPT_NEW_UUID,
 	OPT_VERIFY,
 	OPT_RECEIPT,
+	OPT_TOKEN,
+	OPT_STATUS,
+	OPT_ABORT,
 };
 
 static const struct option options[] = {
@@ -78,6 +97,10 @@ static const struct option options[] = {
 	{"new-uuid", no_argument, NULL, OPT_NEW_UUID},
 	{"verify", no_argument, NULL, OPT_VERIFY},
 	{"receipt", required_argument, NULL, OPT_RECEIPT},
+	{"token", no_argument, NULL, OPT_TOKEN},
+	{"status", no_argument, NULL, OPT_STATUS},
+	{"abort", no_argument, NULL, OPT_ABORT},
+	{"json", no_argument, NULL, CLI_JSON},
 	{"force", no_argument, NULL, 'f'},
 	{NULL, 0, NULL, 0},
 };
@@ -92,9 +115,28 @@ static int parse_type(const char *s)
 	cli_usage("--type=%s: keep, dynamic, fixed or raw", s);
 }
 
+static void set_verb(struct recv *r, enum verb verb)
+{
+	if (r->verb && r->verb != verb)
+		cli_usage("only one of --token, --status and --abort");
+	r->verb = verb;
+}
+
 static void set_option(struct recv *r, int opt)
 {
 	switch (opt) {
+	case OPT_TOKEN:
+		set_verb(r, TOKEN);
+		break;
+	case OPT_STATUS:
+		set_verb(r, STATUS);
+		break;
+	case OPT_ABORT:
+		set_verb(r, ABORT);
+		break;
+	case CLI_JSON:
+		r->json = true;
+		break;
 	case OPT_PARENT:
 		r->parent = optarg;
 		break;
@@ -140,6 +182,10 @@ static void parse(struct recv *r, int argc, char **argv)
 		cli_usage("--verify-base goes with --parent");
 	if (r->parent && r->type != TYPE_KEEP)
 		cli_usage("--type is for whole disks; an increment becomes a differencing disk");
+	if (r->json && r->verb != STATUS)
+		cli_usage("--json goes with --status");
+	if (r->verb)
+		return;
 	if (isatty(STDIN_FILENO))
 		cli_usage("stdin is a terminal; it takes a stream of vhd-send");
 	/* At the end of a pipe the sender's bar is enough. */
@@ -264,10 +310,9 @@ static int check_size(const struct recv *r, struct img_err *err)
 	return 0;
 }
 
-static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err *err)
+/* Before anything is written. */
+static int prepare(struct recv *r, const struct stream_begin *begin, struct img_err *err)
 {
-	struct recv *r = ctx;
-
 	r->begin = *begin;
 	r->create.size = begin->size;
 	r->create.force = r->force;
@@ -276,25 +321,134 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 		return -1;
 	if (r->create.type == IMG_DYNAMIC || r->create.type == IMG_DIFFERENCING)
 		r->create.block_size = begin->block_size;
+	r->create.uuid = r->uuid;
+	cli_progress_start(&r->progress, &r->common, r->file);
+	return 0;
+}
+
+static void describe(const struct recv *r, struct partial_head *h)
+{
+	const struct stream_begin *b = &r->begin;
+
+	memset(h, 0, sizeof(*h));
+	memcpy(h->what.stream_id, b->stream_id, 16);
+	h->what.compressed = b->compressed;
+	h->what.kind = b->kind;
+	h->what.size = b->size;
+	h->what.has_source = b->has_source;
+	memcpy(h->what.source, b->source, sizeof(b->source));
+	memcpy(h->what.uuid, b->uuid, 16);
+	memcpy(h->what.base_uuid, b->base_uuid, 16);
+	h->type = r->create.type;
+	h->block_size = r->create.block_size;
+	memcpy(h->uuid, r->uuid, 16);
+	h->began = (uint64_t)time(NULL);
+	snprintf(h->parent, sizeof(h->parent), "%s", r->parent ? r->parent : "");
+}
+
+static int exists(const struct recv *r, struct img_err *err)
+{
+	return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", r->file);
+}
+
+static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err *err)
+{
+	struct recv *r = ctx;
+	struct partial_head head;
+
+	if (r->published && !r->force)
+		return exists(r, err);
+	if (prepare(r, begin, err))
+		return -1;
 	if (begin->has_uuid && !r->new_uuid)
 		memcpy(r->uuid, begin->uuid, 16);
 	else
 		img_uuid_new(r->uuid);
-	r->create.uuid = r->uuid;
-	if (r->verify && !(r->readback = readback_new(begin->size, err)))
+	if (!r->partial && partial_open(&r->partial, r->file, PARTIAL_MAKE, err))
 		return -1;
-	cli_progress_start(&r->progress, &r->common, r->file);
+	if (partial_mark(r->partial) && !r->common.quiet)
+		cli_warn("%s: what was there of it is dropped, the stream begins anew; vhd-send "
+			 "--resume goes on",
+			 r->file);
+	describe(r, &head);
+	r->create.partial = partial_image(r->partial);
+	if (partial_begin(r->partial, &head, err))
+		return -1;
 	return img_create_begin(&r->new, r->file, &r->create, err);
+}
+
+/* The same stream, and the same wishes as when it was begun? */
+static int check_partial(struct recv *r, const struct stream_begin *begin, struct img_err *err)
+{
+	const struct partial_head *h;
+
+	if (!r->partial || !partial_mark(r->partial))
+		return img_err_set(err, IMG_AGAIN,
+				   "%s: nothing is there to go on with; ask for the token again",
+				   r->file);
+	h = partial_get(r->partial);
+	if (memcmp(h->what.stream_id, begin->stream_id, 16))
+		return img_err_set(err, IMG_AGAIN,
+				   "%s: what is there is of another stream; ask for the token again",
+				   r->file);
+	if (strcmp(h->parent, r->parent ? r->parent : ""))
+		return img_err_set(err, IMG_USAGE, "%s: was begun with --parent=%s", r->file,
+				   h->parent);
+	if (h->what.size != begin->size || h->what.kind != begin->kind)
+		return img_err_set(err, IMG_PROTO, "the stream goes on as one of another disk");
+	return 0;
+}
+
+static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_mark *mark,
+		     struct img_sum *content, struct img_err *err)
+{
+	struct recv *r = ctx;
+	const struct partial_head *h;
+
+	if ((!r->partial && partial_open(&r->partial, r->file, PARTIAL_FIND, err)) ||
+	    check_partial(r, begin, err) || prepare(r, begin, err))
+		return -1;
+	h = partial_get(r->partial);
+	if (r->type != TYPE_KEEP && h->type != r->create.type)
+		return img_err_set(err, IMG_USAGE, "%s: was begun with --type=%s", r->file,
+				   img_type_name(h->type));
+	r->create.type = h->type;
+	r->create.block_size = h->block_size;
+	memcpy(r->uuid, h->uuid, 16);
+	*mark = *partial_mark(r->partial);
+	r->published = partial_is_published(r->partial);
+	if (partial_resume(r->partial, content, err))
+		return -1;
+	r->done = mark->data_bytes;
+	r->create.partial = partial_image(r->partial);
+	if (r->published)
+		return 0;
+	return img_create_resume(&r->new, r->file, &r->create, mark->off, partial_end(r->partial),
+				 err);
+}
+
+static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES])
+{
+	partial_chunks(((struct recv *)ctx)->partial, first, n, sum);
+}
+
+static int on_mark(void *ctx, const struct stream_mark *mark, struct img_err *err)
+{
+	struct recv *r = ctx;
+
+	if (r->published)
+		return 0;
+	return partial_set_mark(r->partial, r->new, mark, mark->off == r->begin.size, err);
 }
 
 static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct img_err *err)
 {
 	struct recv *r = ctx;
 
+	if (!r->new)
+		return img_err_set(err, IMG_PROTO, "data behind the end of the disk");
 	if (img_write(img_new_chain(r->new), buf, off, len, false, err))
 		return -1;
-	if (r->readback)
-		readback_add(r->readback, buf, off, len);
 	r->done += len;
 	r->unwritten += len;
 	if (r->unwritten >= WRITEBACK) {
@@ -309,8 +463,8 @@ static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 {
 	struct recv *r = ctx;
 
-	if (r->readback)
-		readback_add(r->readback, NULL, off, len);
+	if (!r->new)
+		return img_err_set(err, IMG_PROTO, "zeros behind the end of the disk");
 	return r->create.type == IMG_DIFFERENCING
 		       ? img_zero(img_new_chain(r->new), off, len, false, err)
 		       : 0;
@@ -337,8 +491,8 @@ static int verify(struct recv *r, struct img_err *err)
 		opts.parent_dirs = dirs;
 	}
 	cli_progress_start(&progress, &r->common, "verify");
-	rc = readback_check(r->readback, img_layer_real(img_new_chain(r->new), 0), &opts, &progress,
-			    err);
+	rc = readback_check(r->new ? img_layer_real(img_new_chain(r->new), 0) : r->file, &opts,
+			    &r->begin, &r->totals, &progress, err);
 	cli_progress_end(&progress, r->begin.size);
 	free(dir);
 	return rc;
@@ -349,10 +503,14 @@ static int finish(struct recv *r, struct img_err *err)
 {
 	struct img_new *new = r->new;
 
-	if (r->readback && (img_create_complete(new, err) || verify(r, err)))
-		return -1;
+	if (r->verify) {
+		if ((new && img_create_complete(new, err)) || verify(r, err)) {
+			r->worthless = err->code == IMG_IO;
+			return -1;
+		}
+	}
 	r->new = NULL;
-	return img_create_finish(new, err);
+	return new ? img_create_finish(new, err) : 0;
 }
 
 static int report(struct recv *r, struct img_err *err)
@@ -370,8 +528,9 @@ static int report(struct recv *r, struct img_err *err)
 	text = receipt_json(&receipt);
 	if (!text)
 		return img_err_errno(err, ENOMEM, "%s", r->file);
-	fputs(text, stdout);
-	if (r->receipt)
+	if (fputs(text, stdout) < 0 || fflush(stdout))
+		rc = img_err_errno(err, errno == ENOSPC ? EIO : errno, "standard output");
+	if (r->receipt && !rc)
 		rc = receipt_store(r->receipt, text, err);
 	free(text);
 	return rc;
@@ -381,16 +540,27 @@ static int receive(struct recv *r, struct img_err *err)
 {
 	const struct stream_pipe from = {
 		.fd = STDIN_FILENO, .name = "standard input", .stop = cli_interrupted};
-	const struct stream_visitor visitor = {
-		.ctx = r, .begin = on_begin, .data = on_data, .zero = on_zero};
+	const struct stream_visitor visitor = {.ctx = r,
+					       .begin = on_begin,
+					       .data = on_data,
+					       .zero = on_zero,
+					       .mark = on_mark,
+					       .chunks = on_chunks,
+					       .resume = on_resume};
 	struct stat st;
 
 	/* Before the work, not after it: the receipt needs somewhere to go. And no file may get
 	 * a standard stream's number. */
 	if (!cli_usable(STDIN_FILENO) || !cli_usable(STDOUT_FILENO))
 		return img_err_set(err, IMG_IO, "standard input or standard output is closed");
-	if (!r->force && lstat(r->file, &st) == 0)
-		return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", r->file);
+	if (!r->force && lstat(r->file, &st) == 0) {
+		/* Unless it is what an earlier run made, and was killed before it said so. */
+		if (partial_open(&r->partial, r->file, PARTIAL_FIND, err))
+			return -1;
+		r->published = r->partial && partial_is_published(r->partial);
+		if (!r->published)
+			return exists(r, err);
+	}
 	if (r->receipt && receipt_check(r->receipt, r->force, err))
 		return -1;
 	if (stream_read(&from, &visitor, &r->totals, err))
@@ -398,6 +568,110 @@ static int receive(struct recv *r, struct img_err *err)
 	if (r->show)
 		cli_progress_end(&r->progress, r->done);
 	return finish(r, err);
+}
+
+/* What was made durable stays, all else goes. */
+static void clean_up(struct recv *r)
+{
+	struct img_err ignored = {0};
+
+	if (!r->partial) {
+		img_create_abort(r->new);
+		return;
+	}
+	(void)partial_wait(r->partial, &ignored);
+	if (!partial_mark(r->partial) || r->worthless) {
+		img_create_abort(r->new);
+		(void)partial_remove(r->partial, true, &ignored);
+	} else {
+		img_create_keep(r->new);
+		r->kept = true;
+	}
+	r->new = NULL;
+}
+
+static void tell_kept(const struct recv *r)
+{
+	char at[32], size[32];
+
+	cli_warn("%s: %s of %s are kept; vhd-send --resume=\"$(vhd-recv --token FILE)\" goes on, "
+		 "vhd-recv --abort FILE drops it",
+		 r->file, cli_human(partial_mark(r->partial)->off, at),
+		 cli_human(partial_get(r->partial)->what.size, size));
+}
+
+static void print_status(const struct recv *r, const struct partial *p)
+{
+	const struct stream_mark *m = p ? partial_mark(p) : NULL;
+	char token[STREAM_TOKEN_STR], uuid[IMG_UUID_STR], a[32], b[32];
+	const char *state = p && partial_in_use(p) ? "receiving" : m ? "partial" : "none";
+	const struct partial_head *h = p ? partial_get(p) : NULL;
+
+	if (!r->json && !m)
+		printf("%s: %s\n", r->file,
+		       p && partial_in_use(p) ? "being received, nothing is durable yet"
+					      : "nothing of it is here");
+	if (!r->json && m)
+		printf("%s: %s of %s are here%s\n", r->file, cli_human(m->off, a),
+		       cli_human(h->what.size, b),
+		       partial_in_use(p) ? ", and it is being received" : "");
+	if (!r->json)
+		return;
+	fputs("{\"version\":1,\"file\":", stdout);
+	cli_json_string(stdout, r->file);
+	printf(",\"state\":\"%s\"", state);
+	if (m) {
+		img_uuid_str(h->uuid, uuid);
+		partial_token(p, token);
+		printf(",\"kind\":\"%s\",\"type\":\"%s\",\"uuid\":\"%s\",\"size\":%" PRIu64
+		       ",\"offset\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"began\":%" PRIu64
+		       ",\"time\":%" PRIu64 ",\"parent\":",
+		       h->what.kind == STREAM_WHOLE ? "whole" : "increment", img_type_name(h->type),
+		       uuid, h->what.size, m->off, m->wire_bytes, h->began, partial_time(p));
+		if (*h->parent)
+			cli_json_string(stdout, h->parent);
+		else
+			fputs("null", stdout);
+		printf(",\"token\":\"%s\"", token);
+	}
+	fputs("}\n", stdout);
+}
+
+static int manage(struct recv *r, struct img_err *err)
+{
+	char token[STREAM_TOKEN_STR];
+	struct partial *p = NULL;
+	bool published;
+	int rc;
+
+	if (partial_open(&p, r->file, r->verb == STATUS ? PARTIAL_PEEK : PARTIAL_FIND, err))
+		return -1;
+	if (r->verb == STATUS)
+		print_status(r, p);
+	if (r->verb == TOKEN && p && partial_mark(p)) {
+		partial_token(p, token);
+		puts(token);
+	}
+	published = p && partial_is_published(p);
+	rc = r->verb == ABORT && p ? partial_remove(p, !published, err) : 0;
+	partial_close(p);
+	return rc;
+}
+
+static int work(struct recv *r, struct img_err *err)
+{
+	struct img_err ignored = {0};
+	int rc = receive(r, err);
+
+	if (rc) {
+		clean_up(r);
+		return -1;
+	}
+	/* While the receipt was not given the same command can ask for it again. */
+	rc = report(r, err);
+	if (!rc)
+		(void)partial_remove(r->partial, false, &ignored);
+	return rc;
 }
 
 int main(int argc, char **argv)
@@ -409,11 +683,12 @@ int main(int argc, char **argv)
 	cli_init(argv, "vhd-recv", help);
 	parse(&r, argc, argv);
 	cli_catch_signals();
-	rc = receive(&r, &err);
-	img_create_abort(r.new);
-	if (!rc)
-		rc = report(&r, &err);
-	readback_free(r.readback);
+	rc = r.verb ? manage(&r, &err) : work(&r, &err);
+	if (rc)
+		rc = cli_fail(&err);
+	if (r.kept)
+		tell_kept(&r);
+	partial_close(r.partial);
 	img_close(r.base);
-	return cli_exit(rc ? cli_fail(&err) : 0);
+	return cli_exit(rc);
 }

@@ -23,6 +23,8 @@ static const char help[] =
 	"      --verify-base       read ANCESTOR and send its content sum along\n"
 	"      --compress[=LEVEL]  compress with zstd where it pays (level 1 to 19; default 1)\n"
 	"      --rate-limit=RATE   at most RATE bytes a second (10M, 100mbit)\n"
+	"      --resume=TOKEN      go on where vhd-recv --token says; empty: from the start\n"
+	"      --checkpoint=SIZE   a place to go on after every SIZE bytes (at most 256M)\n"
 	"      --receipt=FILE      identity, sums and counts of what was sent, in JSON\n"
 	"      --raw               DISK is a raw disk\n"
 	"  -n, --dry-run[=map]     only say what would be sent, exactly; =map: at most, without\n"
@@ -43,10 +45,12 @@ struct send {
 	const char *disk, *from, *receipt;
 	bool verify_base, json, force;
 	int dry, level;
-	uint64_t rate;
+	uint64_t rate, checkpoint;
 	struct img_chain *chain;
 	unsigned base; /* the first layer that is not sent */
 	struct stream_begin begin;
+	const char *resume; /* NULL: from the start */
+	struct stream_token token;
 	struct stream_writer *writer; /* NULL: planning, nothing is read */
 	struct stream_totals totals;
 	struct cli_progress progress;
@@ -57,7 +61,7 @@ struct send {
 	uint8_t *piece;
 };
 
-enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT, OPT_RAW };
+enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT, OPT_RAW, OPT_RESUME, OPT_CHECKPOINT };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -68,6 +72,8 @@ static const struct option options[] = {
 	{"rate-limit", required_argument, NULL, OPT_RATE},
 	{"receipt", required_argument, NULL, OPT_RECEIPT},
 	{"raw", no_argument, NULL, OPT_RAW},
+	{"checkpoint", required_argument, NULL, OPT_CHECKPOINT},
+	{"resume", required_argument, NULL, OPT_RESUME},
 	{"dry-run", optional_argument, NULL, 'n'},
 	{"json", no_argument, NULL, CLI_JSON},
 	{"force", no_argument, NULL, 'f'},
@@ -105,6 +111,14 @@ static void set_option(struct send *s, int opt)
 		break;
 	case OPT_RECEIPT:
 		s->receipt = optarg;
+		break;
+	case OPT_CHECKPOINT:
+		if (!cli_size(optarg, &s->checkpoint) || !s->checkpoint ||
+		    s->checkpoint > STREAM_MAX_CHECKPOINT)
+			cli_usage("--checkpoint=%s: not a size up to 256M", optarg);
+		break;
+	case OPT_RESUME:
+		s->resume = *optarg ? optarg : NULL;
 		break;
 	case OPT_RAW:
 		s->common.open.raw = true;
@@ -197,7 +211,10 @@ static int describe(struct send *s, struct img_err *err)
 	b->creator_version = leaf->creator_version;
 	b->timestamp = leaf->timestamp;
 	s->base = img_layers(s->chain);
-	return s->from ? describe_base(s, err) : 0;
+	if (s->from && describe_base(s, err))
+		return -1;
+	b->has_source = true;
+	return img_identity(s->chain, 0, s->base, b->source, err);
 }
 
 static int end_piece(struct send *s, struct img_err *err)
@@ -246,12 +263,12 @@ static int add_run(struct send *s, struct img_run run, struct img_err *err)
 	return 0;
 }
 
-/* The whole disk, piece by piece: into the stream, or without a writer only counted. */
+/* The disk from START on, piece by piece: into the stream, or without a writer only counted. */
 static int walk(struct send *s, struct img_err *err)
 {
 	struct img_run run;
 
-	for (uint64_t off = 0; off < s->begin.size; off += run.len) {
+	for (uint64_t off = s->token.mark.off; off < s->begin.size; off += run.len) {
 		if (img_map(s->chain, off, s->begin.size - off, s->base, &run, err))
 			return -1;
 		if (run.kind == IMG_DATA_RUN) {
@@ -273,11 +290,116 @@ static int walk(struct send *s, struct img_err *err)
 	return end_piece(s, err);
 }
 
+/* Is the token one of this disk, and of what is to be sent of it? */
+static int check_token(struct send *s, struct img_err *err)
+{
+	const struct stream_token *t = &s->token;
+	const struct stream_begin *b = &s->begin;
+	static const uint8_t none[16];
+	char uuid[IMG_UUID_STR];
+
+	if (t->size != b->size || memcmp(t->uuid, b->has_uuid ? b->uuid : none, 16)) {
+		img_uuid_str(t->uuid, uuid);
+		return img_err_set(err, IMG_DATA, "%s: the token is of another disk, UUID %s, %" PRIu64
+				   " bytes", s->disk, uuid, t->size);
+	}
+	if (t->kind != b->kind || memcmp(t->base_uuid, b->base_uuid, 16))
+		return img_err_set(err, IMG_USAGE,
+				   "%s: the token is of a transfer %s; the same options must be given",
+				   s->disk, t->kind == STREAM_WHOLE ? "without --from" : "with --from of another disk");
+	if (t->append && !t->compressed && s->level)
+		return img_err_set(err, IMG_USAGE,
+				   "the stored stream is not compressed, so the rest of it cannot be");
+	return 0;
+}
+
+/* What the prefix sum and the content sum need of a run below the token's position. */
+static int reread_run(struct send *s, struct img_run run, struct stream_trail *trail,
+		      struct img_sum *content, uint8_t *buf, struct img_err *err)
+{
+	for (uint64_t n; run.len; run.off += n, run.file_off += n, run.len -= n) {
+		struct img_run part = run;
+
+		n = part.len = u64_min(run.len, STREAM_PIECE - run.off % STREAM_PIECE);
+		if (run.kind == IMG_DATA_RUN && img_read_run(s->chain, &part, buf, err))
+			return -1;
+		stream_trail_add(trail, part.off, run.kind == IMG_DATA_RUN ? buf : NULL, n);
+		if (content && run.kind == IMG_DATA_RUN)
+			img_sum_data(content, buf, (size_t)n);
+		else if (content)
+			img_sum_zeros(content, n);
+	}
+	return 0;
+}
+
+static int reread(struct send *s, struct stream_trail *trail, struct img_sum *content, uint8_t *buf,
+		  struct img_err *err)
+{
+	const uint64_t end = s->token.mark.off;
+	struct img_run run;
+	uint64_t off;
+
+	cli_progress_start(&s->progress, &s->common, "what was sent");
+	for (off = 0; off < end; off += run.len) {
+		if (img_map(s->chain, off, end - off, s->base, &run, err))
+			return -1;
+		if (run.kind != IMG_BELOW_RUN && reread_run(s, run, trail, content, buf, err))
+			return -1;
+		if (cli_progress(&s->progress, off, end))
+			return img_err_set(err, IMG_AGAIN, "interrupted");
+	}
+	cli_progress_end(&s->progress, end);
+	return 0;
+}
+
+/*
+ * Nobody wrote to the files since, or what was sent is read again and compared. The rest of a stored stream
+ * needs the content sum of all, so there it is read in any case.
+ */
+static int prove_same(struct send *s, struct img_sum **content, struct img_err *err)
+{
+	const struct stream_token *t = &s->token;
+	struct stream_trail *trail = NULL;
+	uint8_t sum[IMG_SUM_BYTES];
+	void *buf = NULL;
+	int rc = -1;
+
+	if (t->has_source && !memcmp(t->source, s->begin.source, sizeof(sum)) &&
+	    (!t->append || s->from))
+		return 0;
+	if (t->append && !s->from)
+		*content = img_sum_new(s->begin.size);
+	trail = stream_trail_new();
+	if (!trail || posix_memalign(&buf, 4096, STREAM_PIECE) || (t->append && !s->from && !*content)) {
+		img_err_errno(err, ENOMEM, "%s", s->disk);
+		goto out;
+	}
+	if (reread(s, trail, *content, buf, err))
+		goto out;
+	stream_trail_get(trail, sum);
+	rc = memcmp(sum, t->mark.trail, sizeof(sum)) == 0 ? 0 :
+		img_err_set(err, IMG_DATA, "%s: was changed since its first part was sent; drop that with "
+			    "vhd-recv --abort and send it from the start", s->disk);
+out:
+	stream_trail_free(trail);
+	free(buf);
+	return rc;
+}
+
+static int begin_stream(struct send *s, const struct stream_pipe *to, struct img_sum *content,
+			struct img_err *err)
+{
+	if (s->resume)
+		return stream_write_resume(&s->writer, to, s->level, &s->begin, &s->token, content,
+					   err);
+	return stream_write_begin(&s->writer, to, s->level, &s->begin, err);
+}
+
 static int report_dry(const struct send *s, struct img_err *err)
 {
 	const struct stream_totals *t = &s->totals;
 	const bool exact = s->dry == DRY_EXACT;
-	uint64_t bytes = exact ? t->wire_bytes : stream_bound(&s->begin);
+	uint64_t bytes = exact ? stream_write_sent(s->writer) : stream_bound(&s->begin, s->checkpoint);
 	uint64_t data = exact ? t->data_bytes : s->begin.planned_bytes;
 	/* BEGIN and END count too */
 	uint64_t records = exact ? t->records : s->begin.planned_records + 2;
@@ -301,6 +423,7 @@ static int report_dry(const struct send *s, struct img_err *err)
 	}
 	r.uuid = s->begin.has_uuid ? s->begin.uuid : NULL;
 	without_id.stream_sum[0] = '\0'; /* the real stream has another id */
+	without_id.wire_bytes = bytes;
 	text = receipt_json(&r);
 	if (!text)
 		return img_err_errno(err, ENOMEM, "%s", s->disk);
@@ -332,14 +455,22 @@ static int send_all(struct send *s, struct img_err *err)
 	struct stream_pipe to = {.fd = s->dry ? -1 : STDOUT_FILENO,
 				 .name = "standard output",
 				 .stop = cli_interrupted,
-				 .rate = s->rate};
+				 .rate = s->rate,
+				 .checkpoint = s->checkpoint};
+	struct img_sum *content = NULL;
 
-	if (walk(s, err))
+	if (s->resume && (check_token(s, err) || prove_same(s, &content, err))) {
+		img_sum_free(content);
 		return -1;
+	}
+	if (walk(s, err)) {
+		img_sum_free(content);
+		return -1;
+	}
 	if (s->dry == DRY_MAP)
 		return report_dry(s, err);
 	cli_progress_start(&s->progress, &s->common, s->disk);
-	if (stream_write_begin(&s->writer, &to, s->level, &s->begin, err))
+	if (begin_stream(s, &to, content, err))
 		return -1;
 	if (walk(s, err) || stream_write_end(s->writer, &s->totals, err)) {
 		stream_write_abort(s->writer, err);
@@ -362,7 +493,8 @@ int main(int argc, char **argv)
 		img_err_set(&err, IMG_IO, "standard output is closed");
 		goto out;
 	}
-	if (s.receipt && receipt_check(s.receipt, s.force, &err))
+	if ((s.receipt && receipt_check(s.receipt, s.force, &err)) ||
+	    (s.resume && stream_token_get(s.resume, &s.token, &err)))
 		goto out;
 	if (img_open(&s.chain, s.disk, &s.common.open, &err) || describe(&s, &err))
 		goto out;

@@ -8,6 +8,11 @@ Checks everything that the page tells a receiver to check and prints what the st
   --raw FILE      write the disk as raw bytes; an increment onto a copy of --base FILE
   --json          print the summary as JSON
   --records       print one line a record: number, position, type, flags, offset, length, stored
+  --token         of a stream that is cut: the token with which its sender goes on from the last CHECKPOINT
+  --append        the same, but for a sender whose output is appended to the stream, cut there
+  --join FILE REST
+                  write to FILE the whole stream out of the cut one and the one that goes on from there
+  --joined        STREAM is such a file: its END may lack the content sum
   --remake FILE EDIT
                   write a stream with right checksums whose records were edited. EDIT is one or more,
                   with commas between, of
@@ -17,6 +22,7 @@ Checks everything that the page tells a receiver to check and prints what the st
 Exit status: 0, or 76 for a stream that must be refused.
 """
 import argparse
+import base64
 import json
 import shutil
 import struct
@@ -29,15 +35,15 @@ MAGIC = b"\x89VHS\r\n\x1a\n"
 PREAMBLE, HEADER = 48, 40
 MAX_PAYLOAD, MAX_CONTROL, MAX_SIZE = 16 << 20, 64 << 10, 64 << 40
 CHUNK = 1 << 20
-BEGIN, DATA, ZERO, CHECKPOINT, END, ABORT = range(1, 7)
-NAMES = {1: "BEGIN", 2: "DATA", 3: "ZERO", 4: "CHECKPOINT", 5: "END", 6: "ABORT"}
+BEGIN, DATA, ZERO, CHECKPOINT, END, ABORT, CONTINUE = range(1, 8)
+NAMES = {1: "BEGIN", 2: "DATA", 3: "ZERO", 4: "CHECKPOINT", 5: "END", 6: "ABORT", 7: "CONTINUE"}
 CRITICAL, ZSTD = 1, 2
 # field: (name, length); "u" numbers, "b" bytes
 FIELDS = {
     1: ("kind", "<I"), 2: ("size", "<Q"), 3: ("uuid", 16), 4: ("parent_uuid", 16),
     5: ("type", "<I"), 6: ("block_size", "<I"), 7: ("geometry", 4), 8: ("creator", 8),
     9: ("timestamp", "<I"), 10: ("base_uuid", 16), 11: ("base_size", "<Q"), 12: ("base_sum", 16),
-    13: ("planned_bytes", "<Q"), 14: ("planned_records", "<Q"),
+    13: ("planned_bytes", "<Q"), 14: ("planned_records", "<Q"), 15: ("source", 16),
     32: ("wire_bytes", "<Q"), 33: ("stream_sum", 16), 34: ("content_sum", 16),
     35: ("data_records", "<Q"), 36: ("zero_records", "<Q"), 37: ("data_bytes", "<Q"),
     38: ("zero_bytes", "<Q"), 39: ("checkpoints", "<Q"), 48: ("code", "<I"), 49: ("text", None),
@@ -48,6 +54,7 @@ NEEDED = {
     END: {"wire_bytes", "stream_sum", "data_records", "zero_records", "data_bytes", "zero_bytes",
           "checkpoints"},
     ABORT: {"code", "text"},
+    CONTINUE: {"kind", "size", "type", "block_size", "wire_bytes", "stream_sum"},
 }
 
 
@@ -93,7 +100,7 @@ class ContentSum:
 
 
 def fields(kind, payload):
-    out, known = {}, {k: v for k, v in FIELDS.items() if (k < 32) == (kind == BEGIN)}
+    out, known = {}, {k: v for k, v in FIELDS.items() if (k < 32) == (kind == BEGIN) or kind == CONTINUE and k < 34}
     while payload:
         need(len(payload) >= 8, "a field is cut")
         number, flags, length = struct.unpack_from("<HHI", payload)
@@ -135,13 +142,12 @@ def preamble(data):
     need(struct.unpack_from("<Q", data, 40)[0] == xxhash.xxh3_64_intdigest(data[:40]),
          "damaged preamble")
     need(major == 1, "version %d.%d" % (major, minor))
-    need(not incompat & ~1, "unknown incompatible features")
+    need(not incompat & ~3, "unknown incompatible features")
     return {"id": data[24:40], "incompat": incompat}
 
 
-def records(data, seed):
-    """The records up to END, each verified; then nothing may follow."""
-    pos, seq = PREAMBLE, 0
+def records(data, seed, pos=PREAMBLE, seq=0):
+    """The records up to END, each verified; then nothing may follow. SEQ is None: the first one tells."""
     while True:
         need(len(data) - pos >= HEADER, "cut at %d" % len(data))
         head = data[pos:pos + HEADER]
@@ -151,7 +157,8 @@ def records(data, seed):
         need(len(payload) == stored, "cut at %d" % len(data))
         r = Record(head, payload, pos)
         need(checksum(seed, head, payload) == r.sum, "record at %d damaged" % pos)
-        need(r.seq == seq, "record at %d out of order" % pos)
+        need(seq is None or r.seq == seq, "record at %d out of order" % pos)
+        seq = r.seq
         yield r
         pos, seq = pos + HEADER + stored, seq + 1
         if r.type == END:
@@ -167,11 +174,13 @@ def unpack(r):
 
 
 class Reader:
-    def __init__(self, data, raw):
-        self.data, self.raw = data, raw
+    def __init__(self, data, raw, joined=False):
+        self.data, self.raw, self.joined = data, raw, joined
         self.pre = preamble(data)
         self.sum = xxhash.xxh3_128_digest(data[:PREAMBLE])
         self.begin, self.end, self.pos, self.content = None, None, 0, None
+        need(not self.pre["incompat"] & 2, "not a stream, but the rest of one")
+        self.trail, self.chunk, self.spans, self.marked = bytes(16), None, [], None
         self.count = dict.fromkeys(("data_records", "zero_records", "data_bytes", "zero_bytes",
                                     "checkpoints", "skipped"), 0)
 
@@ -179,6 +188,49 @@ class Reader:
         need(r.len > 0 and r.off + r.len <= self.begin["size"], "outside the disk")
         need(r.off >= self.pos and (self.begin["kind"] or r.off == self.pos), "out of order")
         self.pos = r.off + r.len
+
+    def say(self, off, length, data):
+        """For the prefix sum: what was said of the disk, chunk by chunk."""
+        while length:
+            n = min(length, CHUNK - off % CHUNK)
+            if self.chunk != off // CHUNK:
+                self.close_chunk()
+                self.chunk = off // CHUNK
+                self.bytes = xxhash.xxh3_128()
+            at = off % CHUNK
+            if self.spans and self.spans[-1][1] == at:
+                self.spans[-1][1] += n
+            else:
+                self.spans.append([at, at + n])
+            self.bytes.update(data[:n] if data is not None else bytes(n))
+            data = data[n:] if data is not None else None
+            off, length = off + n, length - n
+
+    def close_chunk(self):
+        if self.chunk is not None:
+            spans = b"".join(struct.pack("<II", *s) for s in self.spans)
+            self.trail = xxhash.xxh3_128_digest(
+                self.trail + struct.pack("<Q", self.chunk) + self.bytes.digest() +
+                xxhash.xxh3_128_digest(spans))
+        self.chunk, self.spans = None, []
+
+    def mark(self, r):
+        """Behind a CHECKPOINT between two chunks a sender can go on."""
+        self.close_chunk()
+        c = self.count
+        self.marked = (r.seq + 1, r.pos + HEADER + r.stored, r.off, self.sum, self.trail,
+                       c["data_records"], c["zero_records"], c["data_bytes"], c["zero_bytes"],
+                       c["checkpoints"])
+
+    def token(self, append):
+        b, m = self.begin, self.marked
+        need(m, "there is no CHECKPOINT to go on from")
+        flags = append | (self.pre["incompat"] & 1) << 1 | ("source" in b) << 2
+        raw = struct.pack("<BBHI16sQ16s16s16sQQQ16s16sQQQQQ", 1, flags, b["kind"], 0, self.pre["id"],
+                          b["size"], b.get("uuid", bytes(16)), b.get("base_uuid", bytes(16)),
+                          b.get("source", bytes(16)), *m)
+        raw += struct.pack("<Q", xxhash.xxh3_64_intdigest(raw))
+        return "qsm1." + base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
     def marks(self, r, f):
         need(f["wire_bytes"] == r.pos, "wrong position")
@@ -221,6 +273,7 @@ class Reader:
         need(len(data) == r.len, "decompresses to another length")
         self.count["data_records"] += 1
         self.count["data_bytes"] += r.len
+        self.say(r.off, r.len, data)
         if self.content:
             self.content.add(data)
         if self.raw:
@@ -231,6 +284,7 @@ class Reader:
         self.range(r)
         self.count["zero_records"] += 1
         self.count["zero_bytes"] += r.len
+        self.say(r.off, r.len, None)
         if self.content:
             self.content.zeros(r.len)
         if self.raw and self.begin["kind"]:
@@ -253,7 +307,7 @@ class Reader:
         need(self.begin["kind"] or self.pos == r.off, "END before the end")
         for name, n in self.count.items():
             need(name == "skipped" or f[name] == n, "counts differ: %s" % name)
-        if self.content:
+        if self.content and ("content_sum" in f or not self.joined):
             need(f.get("content_sum", b"").hex() == self.content.final(), "content sum differs")
         self.end = f
 
@@ -268,14 +322,38 @@ class Reader:
                 print(r.seq, r.pos, NAMES.get(r.type, r.type), r.flags, r.off, r.len, r.stored)
             self.take(r)
             self.sum = xxhash.xxh3_128_digest(self.sum + r.head)
+            if r.type == CHECKPOINT and r.off and r.off % CHUNK == 0:
+                self.mark(r)
             n += 1
         b = self.begin
         out = {"kind": ("whole", "increment")[b["kind"]], "size": b["size"], "records": n,
                "bytes": len(self.data), "stream_sum": self.sum.hex(), "type": b["type"],
                "uuid": b["uuid"].hex() if "uuid" in b else None,
-               "content_sum": self.end["content_sum"].hex() if self.content else None}
+               "content_sum": self.end["content_sum"].hex() if "content_sum" in self.end else None}
         out.update(self.count)
         return out
+
+
+def join(first, rest):
+    """A cut stream and the one that goes on: what the sender would have sent without the cut."""
+    one, two = preamble(first), preamble(rest)
+    need(two["incompat"] & 2 and one["id"] == two["id"], "does not go on with this stream")
+    seed = xxhash.xxh3_64_intdigest(one["id"])
+    r = next(records(rest, seed, seq=None))
+    need(r.type == CONTINUE and r.flags == CRITICAL, "CONTINUE is not the first")
+    f = fields(CONTINUE, r.payload)
+    out, running = first[:PREAMBLE], xxhash.xxh3_128_digest(first[:PREAMBLE])
+    for p in records(first, seed):
+        if p.pos == f["wire_bytes"]:
+            break
+        running = xxhash.xxh3_128_digest(running + p.head)
+        out += p.head + p.payload
+        last = p
+        if len(out) == f["wire_bytes"]:
+            break
+    need(len(out) == f["wire_bytes"] and running == f["stream_sum"], "goes on elsewhere")
+    need(last.type == CHECKPOINT and last.seq + 1 == r.seq and last.off == r.off, "goes on elsewhere")
+    return out + rest[PREAMBLE + HEADER + r.stored:]
 
 
 # What follows makes streams that are wrong in one point and right in all others.
@@ -351,6 +429,10 @@ def main():
     p.add_argument("--json", action="store_true")
     p.add_argument("--records", action="store_true")
     p.add_argument("--remake", nargs=2)
+    p.add_argument("--join", nargs=2)
+    p.add_argument("--joined", action="store_true")
+    p.add_argument("--token", action="store_true")
+    p.add_argument("--append", action="store_true")
     p.add_argument("stream")
     a = p.parse_args()
     with (sys.stdin.buffer if a.stream == "-" else open(a.stream, "rb")) as f:
@@ -364,12 +446,26 @@ def main():
             with open(a.remake[0], "wb") as f:
                 f.write(reseal(recs, pre))
             return 0
+        if a.join:
+            with open(a.join[1], "rb") as f:
+                data = join(data, f.read())
+            with open(a.join[0], "wb") as f:
+                f.write(data)
+            return 0
+        if a.token or a.append:
+            reader = Reader(data, None)
+            try:
+                reader.run(False)
+            except Refused:
+                pass
+            print(reader.token(a.append))
+            return 0
         raw = None
         if a.raw:
             if a.base:
                 shutil.copyfile(a.base, a.raw)
             raw = open(a.raw, "r+b" if a.base else "wb")
-        out = Reader(data, raw).run(a.records)
+        out = Reader(data, raw, a.joined).run(a.records)
     except Refused as e:
         print("streamdump: %s" % e, file=sys.stderr)
         return 76

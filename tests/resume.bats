@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: BSD-2-Clause
+# Transfers that are interrupted: what was durable stays, and the same command goes on from there.
+load helper
+load disks
+load streams
+
+setup() {
+	workdir
+	head -c 8M /dev/urandom >disk.raw
+}
+
+# send [OPTION]…: the command line that begins a transfer into out, or goes on with it
+send() {
+	vhd-send --raw --checkpoint=1M --resume="$(vhd-recv --token out)" "$@" disk.raw
+}
+
+# send_cut BYTES [OPTION]…: the same with a link that dies after so many bytes
+send_cut() {
+	local n=$1
+	shift
+	send "$@" 2>/dev/null | head -c "$n"
+}
+
+# The status's number
+status_of() {
+	vhd-recv --status --json "${2:-out}" | jq -r "$1"
+}
+
+# came_whole TYPE: out is disk.raw, and nothing is left of the work
+came_whole() {
+	if [ "$1" = raw ]; then
+		cmp out disk.raw
+	else
+		[ "$(our_sha out)" = "$(sha disk.raw)" ] || fail "another disk"
+	fi
+	[ -z "$(ls -A | grep partial)" ] || fail "left behind:" "$(ls -A)"
+	[ "$1" = raw ] || sound out
+}
+
+@test "a stream that is cut leaves what was durable, for its owner alone" {
+	send_cut 3500000 | { run --separate-stderr vhd-recv --type=dynamic out; assert_status 76; [[ $stderr == *--resume* ]]; }
+	[ ! -e out ]
+	[ "$(status_of .offset)" -eq $((3 << 20)) ]
+	[ "$(stat -c %a .out.partial*.tmp | sort -u)" = 600 ]
+}
+
+@test "the same command goes on, for every type, and sends the rest only" {
+	local t n
+	for t in dynamic fixed raw; do
+		send_cut 3500000 | vhd-recv --type=$t out || [ $? -eq 76 ]
+		n=$(send | tee >(vhd-recv --type=$t out >got) | wc -c)
+		wait
+		[ "$n" -lt $((5 * 1048576 + 2000)) ] || fail "$n bytes were sent"
+		came_whole $t
+		[ "$(stat -c %a out)" = 644 ]
+		rm out
+	done
+}
+
+@test "again and again" {
+	local i
+	for i in 1 2 3 4 5 6 7 8; do
+		[ "$(status_of '.offset // 0')" -eq $(((i - 1) << 20)) ] || fail "run $i"
+		send_cut 1300000 | vhd-recv --type=dynamic out && break
+	done
+	came_whole dynamic
+}
+
+@test "receipts of an interrupted transfer are those of one piece" {
+	send_cut 3500000 | vhd-recv --type=raw out || :
+	send --receipt=sent | vhd-recv --receipt=got out
+	[ "$(jq -r .stream_sum sent)" = "$(jq -r .stream_sum got)" ]
+	[ "$(jq .bytes sent)" = "$(jq .bytes got)" ]
+	[ "$(jq .data_bytes got)" -eq $((8 << 20)) ]
+	[ "$(jq -r .content_sum got)" = "$(vhd-sum disk.raw | cut -d' ' -f1)" ]
+}
+
+@test "an increment goes on" {
+	model make base.vhd --size=64M --fill=99:4K --raw=base.raw
+	cp base.raw all.raw
+	model make child.avhd --parent=base.vhd --fill=1500:4K --seed=7 --raw=all.raw
+	mkdir dst
+	cp base.vhd dst
+	inc() { vhd-send --checkpoint=1M --resume="$(vhd-recv --token dst/c)" --from=base.vhd child.avhd; }
+	local i
+	for i in 1 2 3 4 5 6 7 8 9; do
+		inc 2>/dev/null | head -c 1700000 | vhd-recv --verify --parent=dst/base.vhd dst/c && break
+	done
+	[ "$i" -gt 2 ] && [ "$i" -lt 9 ]
+	is_raw dst/c all.raw
+	sound dst/c
+	[ -z "$(ls -A dst | grep partial)" ]
+}
+
+@test "what came after the last durable place is forgotten, also if the disk is another there" {
+	local t
+	for t in dynamic fixed raw; do
+		head -c 8M /dev/urandom >disk.raw
+		send_cut 3900000 | vhd-recv --type=$t out || :
+		# Behind 3 MiB the source changes: there was data, now there are zeros.
+		truncate -s 3M disk.raw
+		truncate -s 8M disk.raw
+		send | vhd-recv --verify out
+		came_whole $t
+		rm out
+	done
+}
+
+@test "a source that was changed in what was sent is refused" {
+	send_cut 3500000 | vhd-recv --type=raw out || :
+	printf x | dd of=disk.raw bs=1 seek=1500000 conv=notrunc status=none
+	refused 65 vhd-send --raw --resume="$(vhd-recv --token out)" disk.raw
+	[[ $stderr == *changed* ]]
+	vhd-recv --abort out
+	send | vhd-recv out
+	came_whole raw
+}
+
+@test "a source that was only touched, or restored from a copy, goes on" {
+	send_cut 3500000 | vhd-recv --type=raw out || :
+	cp disk.raw copy
+	mv copy disk.raw
+	[ "$(send | tee >(vhd-recv out >got) | wc -c)" -lt 5500000 ]
+	wait
+	came_whole raw
+}
+
+@test "a token of another disk, of other options, or none" {
+	send_cut 3500000 | vhd-recv --type=raw out || :
+	local t
+	t=$(vhd-recv --token out)
+	head -c 9M /dev/zero >other.raw
+	refused 65 vhd-send --raw --resume="$t" other.raw
+	model make base.vhd --size=8M
+	refused 65 vhd-send --resume="$t" base.vhd
+	for bad in x qsm1. "${t%?}" "${t}A" "${t/A/B}" "qsm9.${t#qsm1.}"; do
+		refused 64 vhd-send --raw --resume="$bad" disk.raw
+	done
+}
+
+@test "a rest without what it is the rest of is refused, and no harm is done" {
+	send_cut 3500000 | vhd-recv --type=raw out || :
+	send >rest
+	run --separate-stderr vhd-recv elsewhere <rest
+	assert_status 75
+	[ ! -e elsewhere ]
+	# The rest of another transfer of the same disk
+	vhd-recv --abort out
+	send_cut 4500000 | vhd-recv --type=raw out || :
+	run --separate-stderr vhd-recv out <rest
+	assert_status 75
+	[ "$(status_of .offset)" -eq $((4 << 20)) ]
+	# An older place of the same transfer
+	send >rest
+	send_cut 2500000 | vhd-recv out || :
+	run --separate-stderr vhd-recv out <rest
+	assert_status 75
+	[ "$(status_of .offset)" -eq $((6 << 20)) ]
+	send | vhd-recv out
+	came_whole raw
+}
+
+@test "the independent reader makes the same token, and joins what goes on" {
+	send >whole
+	local n
+	for n in 3500000 6000000; do
+		head -c $n whole >cut
+		vhd-recv out <cut || :
+		[ "$(dump --token cut)" = "$(vhd-recv --token out)" ]
+		vhd-send --raw --checkpoint=1M --resume="$(dump --token cut)" disk.raw >rest
+		dump --join joined rest cut
+		dump --joined --raw=o joined
+		cmp o disk.raw
+		vhd-recv --abort out
+	done
+}
+
+@test "the token of an increment does not depend on how the records are cut" {
+	model make base.vhd --size=16M
+	model make child.avhd --parent=base.vhd --fill=900:4K --zeros=20
+	vhd-send --checkpoint=64K --from=base.vhd child.avhd >whole
+	head -c 1300000 whole >cut
+	vhd-recv --parent=base.vhd out <cut || [ $? -eq 76 ]
+	[ "$(dump --token cut)" = "$(vhd-recv --token out)" ]
+	# Read again after a change of the file's times only
+	touch child.avhd
+	vhd-send --resume="$(vhd-recv --token out)" --from=base.vhd child.avhd | vhd-recv --parent=base.vhd out
+	model cmp out child.avhd
+}
+
+@test "damage in the rest is refused, and what was there before stays" {
+	send_cut 3500000 | vhd-recv --type=dynamic out || :
+	send >rest
+	"$python" - <<-'END'
+		import random, subprocess, json
+		data = open('rest', 'rb').read()
+		rnd = random.Random(3)
+		def state():
+		    return json.loads(subprocess.run(['vhd-recv', '--status', '--json', 'out'], capture_output=True).stdout)['offset']
+		at = state()
+		for i in range(150):
+		    n = rnd.randrange(48 + 40 + 230 if i < 100 else len(data))
+		    bad = bytearray(data)
+		    bad[n] ^= 1 << rnd.randrange(8)
+		    if i & 1 and i > 50:
+		        del bad[n:]
+		    p = subprocess.run(['vhd-recv', 'out'], input=bad, capture_output=True)
+		    assert p.returncode in (75, 76), (i, n, p.returncode, p.stderr)
+		    if state() != at:   # what was good of it has become durable
+		        subprocess.run(['vhd-recv', '--abort', 'out'], check=True)
+		        p = subprocess.run("""vhd-send --raw --checkpoint=1M disk.raw 2>/dev/null |
+		            head -c 3500000 | vhd-recv --type=dynamic out""", shell=True, capture_output=True)
+		        data = subprocess.run("""vhd-send --raw --checkpoint=1M --resume=$(vhd-recv --token out) disk.raw""",
+		            shell=True, capture_output=True).stdout
+		        at = state()
+	END
+	send | vhd-recv out
+	came_whole dynamic
+}
+
+@test "--abort removes it, whatever its state" {
+	vhd-recv --abort out
+	send_cut 3500000 | vhd-recv --type=raw out || :
+	vhd-recv --abort out
+	nothing_left disk.raw
+	[ -z "$(vhd-recv --token out)" ]
+	send_cut 3500000 | vhd-recv --type=raw out || :
+	head -c 300 /dev/urandom >.out.partial-log.tmp
+	[ -z "$(vhd-recv --token out)" ]
+	vhd-recv --abort out
+	nothing_left disk.raw
+	echo precious >out
+	vhd-recv --abort out
+	[ "$(cat out)" = precious ]
+}
+
+@test "a stream that begins anew replaces it" {
+	send_cut 3500000 | vhd-recv --type=raw out || :
+	head -c 8M /dev/urandom >disk.raw
+	run --separate-stderr bash -c 'vhd-send --raw disk.raw | vhd-recv out'
+	assert_status 0
+	[[ $stderr == *dropped* ]]
+	came_whole raw
+}
+
+@test "a damaged log or image is not gone on with" {
+	send_cut 3500000 | vhd-recv --type=dynamic out || :
+	cp .out.partial-log.tmp good
+	local n size
+	size=$(stat -c %s good)
+	for n in 0 9 40 100 "$((size / 2))" "$((size - 3))"; do
+		cp good .out.partial-log.tmp
+		printf '\252' | dd of=.out.partial-log.tmp bs=1 seek="$n" conv=notrunc status=none
+		[ "$(status_of '.offset // 0')" -lt $((3 << 20)) ] || fail "byte $n"
+		head -c "$n" good >.out.partial-log.tmp
+		[ "$(status_of '.offset // 0')" -lt $((3 << 20)) ] || fail "cut at $n"
+	done
+	# The last mark is lost: the one before it counts.
+	send | vhd-recv --type=dynamic out
+	came_whole dynamic
+}
+
+@test "a second receiver waits and gives up" {
+	mkfifo pipe
+	{ send_cut 3500000; exec sleep 30; } >pipe 3>&- &
+	local sender=$!
+	vhd-recv --type=raw out <pipe 3>&- &
+	local receiver=$!
+	wait_for 5 test -e .out.partial-log.tmp
+	vhd-send --raw disk.raw >s
+	run --separate-stderr timeout 15 vhd-recv --type=raw out <s
+	assert_status 75
+	[[ $stderr == *another* ]]
+	run --separate-stderr timeout 15 vhd-recv --abort out
+	assert_status 75
+	[ "$(status_of .state)" = receiving ]
+	kill $sender
+	wait $receiver || :
+	send | vhd-recv out
+	came_whole raw
+}
+
+@test "a signal keeps what is durable" {
+	mkfifo pipe
+	{ send_cut 3500000; exec sleep 30; } >pipe 3>&- &
+	local sender=$! status=0
+	vhd-recv --type=raw out <pipe 3>&- &
+	local receiver=$!
+	wait_for 5 sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -gt 3000000 ]'
+	kill -TERM $receiver
+	wait $receiver || status=$?
+	[ $status -eq 75 ]
+	kill $sender
+	[ "$(status_of .offset)" -eq $((3 << 20)) ]
+	send | vhd-recv out
+	came_whole raw
+}
+
+@test "killed when the disk had its name already: the same command tells that all is there" {
+	# A standard output that blocks lets the receipt wait while the disk is there.
+	mkfifo full
+	exec 8<>full
+	head -c 65536 /dev/zero >&8
+	send >s
+	vhd-recv --type=raw out <s >full 3>&- &
+	local receiver=$!
+	wait_for 5 test -e out
+	kill -KILL $receiver
+	wait $receiver || :
+	exec 8>&-
+	[ -n "$(vhd-recv --token out)" ]
+	run --separate-stderr bash -c 'vhd-send --raw --resume="$(vhd-recv --token out)" disk.raw | vhd-recv out'
+	assert_status 0
+	[ "$(json .content_sum)" = "$(vhd-sum disk.raw | cut -d' ' -f1)" ]
+	came_whole raw
+	# A stream from the start still finds it in its way.
+	run --separate-stderr vhd-recv out <s
+	assert_status 73
+}
+
+@test "a full disk: space is made, and it goes on" {
+	local t
+	for t in dynamic fixed raw; do
+		run --separate-stderr small_fs 9M "
+			set +e
+			send() { vhd-send -q --raw --checkpoint=1M --resume=\"\$(vhd-recv --token small/out)\" disk.raw; }
+			head -c 4M /dev/zero >small/filler
+			send | vhd-recv --type=$t small/out; [ \$? -eq 73 ] || exit 1
+			[ ! -e small/out ] || exit 2
+			at=\$(vhd-recv --status --json small/out | jq '.offset // 0')
+			[ \$at -ge 2097152 ] || exit 3
+			rm small/filler
+			[ \$(send | tee rest | wc -c) -lt \$((8388608 - at + 5000)) ] || exit 4
+			vhd-recv --type=$t small/out <rest || exit 5
+			[ \$(vhd-sum small/out | cut -c-32) = \$(vhd-sum disk.raw | cut -c-32) ] || exit 6"
+		assert_status 0
+	done
+}
+
+@test "options of the first time are kept, and must not be others" {
+	send_cut 3500000 | vhd-recv --type=dynamic out || :
+	run --separate-stderr bash -c 'vhd-send --raw --resume="$(vhd-recv --token out)" disk.raw 2>/dev/null | vhd-recv --type=fixed out'
+	assert_status 64
+	[[ $stderr == *--type=dynamic* ]]
+	send | vhd-recv out
+	came_whole dynamic
+}
+
+@test "a dry run tells what is left" {
+	send_cut 3500000 | vhd-recv --type=dynamic out || :
+	run --separate-stderr send --dry-run --json
+	[ "$(json .bytes)" -eq "$(send | wc -c)" ]
+}
+
+@test "names that are too long to have more behind them" {
+	local long
+	long=$(printf '%0240d' 7)
+	vhd-send --raw --checkpoint=1M disk.raw 2>/dev/null | head -c 3500000 | vhd-recv --type=raw "$long" || :
+	[ -n "$(vhd-recv --token "$long")" ]
+	[ -z "$(vhd-recv --token "${long%7}8")" ]
+	vhd-send --raw --resume="$(vhd-recv --token "$long")" disk.raw | vhd-recv "$long"
+	cmp "$long" disk.raw
+}
+
+@test "compressed, and not the second time" {
+	seq 1 2000000 | head -c 8M >disk.raw
+	send --compress >whole
+	[ "$(stat -c %s whole)" -lt 4000000 ]
+	send_cut 1800000 --compress | vhd-recv --type=raw out || [ $? -eq 76 ]
+	[ -n "$(vhd-recv --token out)" ]
+	send | vhd-recv --verify out
+	came_whole raw
+}
+
+@test "a disk with data and zeros in most chunks" {
+	rm disk.raw
+	model make disk.vhd --size=40M --fill=900:4K --raw=disk.raw
+	vhd-send --checkpoint=1 disk.vhd >s
+	local size n
+	size=$(stat -c %s s)
+	for n in 3 5 7; do
+		head -c $((size * n / 8)) s | vhd-recv out 2>/dev/null || :
+		[ -n "$(vhd-recv --token out)" ]
+		vhd-send --checkpoint=1 --resume="$(vhd-recv --token out)" disk.vhd | vhd-recv --verify out
+		came_whole dynamic
+		rm out
+	done
+}
