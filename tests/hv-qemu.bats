@@ -733,6 +733,9 @@ killed_everywhere() { # VERB
 		deadly "$n"
 		PATH=$PWD/deadly:$PATH hv-qemu --quiet start vm >/dev/null 2>err || :
 		[ -e deadly/done ] || break
+		# A guest that runs is ahead of its saved state, which must be gone by then.
+		[ "$(hv-qemu status vm 2>/dev/null)" != running ] || [ ! -e vms/vm/saved ] ||
+			fail "step $n: it runs, and the state is still there"
 		for p in $(processes); do
 			kill -9 "$p" 2>/dev/null || :
 		done
