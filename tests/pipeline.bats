@@ -231,6 +231,20 @@ saved_guest() {
 	nothing_is_lost a
 }
 
+@test "a guest that is put aside while it is copied arrives saved, with what it wrote" {
+	small_guest
+	at copied 'hv-qemu --quiet save guest'
+	run move
+	echo "$output"
+	assert_status 0
+	happened
+	[ "$(scene_state b)" = saved ]
+	[ "$(owners)" = "b " ]
+	scene_hosts exec b hv-qemu --quiet start guest
+	runs_at b
+	nothing_is_lost b
+}
+
 @test "a saved guest that is started while it is copied stays: 80" {
 	saved_guest
 	# The seventh record says that both disks are copied.
