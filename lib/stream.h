@@ -108,6 +108,7 @@ struct stream_totals {
 	uint64_t wire_bytes;		 /* of the stream */
 	uint64_t records;		 /* of every type */
 	uint64_t skipped;		 /* of unknown type, and not critical */
+	bool cut;			 /* it just ends, without END; nothing else is wrong */
 	char stream_sum[IMG_SUM_STR];
 	char content_sum[IMG_SUM_STR]; /* "": an increment, or not known */
 	uint8_t trail[IMG_SUM_BYTES];  /* the prefix sum of all of it; received only */
@@ -148,6 +149,15 @@ void stream_writer_free(struct stream_writer *w);
 /* The most bytes that a stream with this BEGIN has, from what it plans. */
 uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint);
 
+/* One record as it stands in the stream. */
+struct stream_record {
+	uint64_t seq, pos, off, len;
+	uint32_t stored;
+	uint16_t type, flags;
+};
+/* NULL: unknown */
+const char *stream_type_name(unsigned type);
+
 /* What a reader tells. Only what was verified arrives, in ascending order. */
 struct stream_visitor {
 	void *ctx;
@@ -160,6 +170,8 @@ struct stream_visitor {
 	 * whole disk, N equal ones from FIRST on. Resume, instead of begin: fills in MARK, that of the
 	 * partial result, and gives CONTENT (whole disks) the sums below it.
 	 */
+	/* Each record, before its content is looked at. */
+	void (*record)(void *ctx, const struct stream_record *record);
 	int (*mark)(void *ctx, const struct stream_mark *mark, struct img_err *err);
 	void (*chunks)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
 	int (*resume)(void *ctx, const struct stream_begin *begin, struct stream_mark *mark,

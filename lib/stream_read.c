@@ -94,8 +94,9 @@ static void consume(struct reader *r, size_t len)
 	r->totals.wire_bytes += len;
 }
 
-static int cut(const struct reader *r, struct img_err *err)
+static int cut(struct reader *r, struct img_err *err)
 {
+	r->totals.cut = true;
 	if (!r->at.pos && !have(r))
 		return img_err_set(err, IMG_PROTO, "%s: empty; the sender's message says why",
 				   r->at.name);
@@ -430,6 +431,27 @@ static int take(struct reader *r, const struct stream_head *h, struct img_err *e
 	return 0;
 }
 
+const char *stream_type_name(unsigned type)
+{
+	static const char *const names[] = {NULL,  "BEGIN", "DATA",     "ZERO", "CHECKPOINT",
+					    "END", "ABORT", "CONTINUE"};
+
+	return type < sizeof(names) / sizeof(names[0]) ? names[type] : NULL;
+}
+
+static void tell_record(struct reader *r, const struct stream_head *h)
+{
+	struct stream_record rec = {.seq = h->seq,
+				    .pos = r->at.pos,
+				    .off = h->off,
+				    .len = h->len,
+				    .stored = h->stored,
+				    .type = h->type,
+				    .flags = h->flags};
+
+	r->v->record(r->v->ctx, &rec);
+}
+
 static int read_all(struct reader *r, struct img_err *err)
 {
 	bool more;
@@ -441,6 +463,8 @@ static int read_all(struct reader *r, struct img_err *err)
 
 		if (next_record(r, &h, err))
 			return -1;
+		if (r->v->record)
+			tell_record(r, &h);
 		if (h.type == STREAM_CONTINUE) {
 			if (take_continue(r, &h, r->buf + r->start + STREAM_HEADER, err))
 				return -1;
