@@ -168,7 +168,8 @@ static void report_missing(struct check *c)
 	fault_report(c, &f);
 }
 
-/* A child that has grown after it was made reads zeros there; anything else is a parent that was changed. */
+/* A child that has grown after it was made reads zeros there, one that has shrunk shows less of the
+ * parent; anything else is a parent that was changed. */
 static void check_parent_size(struct check *c)
 {
 	struct img_fault f = fault_make(c, F_PARENT_WRONG_SIZE, NOWHERE);
@@ -176,7 +177,8 @@ static void check_parent_size(struct check *c)
 
 	if (c->renamed || p->size == c->footer.size)
 		return;
-	if (p->size < c->footer.size && c->footer.original_size <= p->size)
+	if (c->footer.original_size == p->size ||
+	    (p->size < c->footer.size && c->footer.original_size <= p->size))
 		f.severity = IMG_WARNING;
 	FOUND(&f, "%" PRIu64 " bytes in %s", p->size, p->path);
 	EXPECTED(&f, "%" PRIu64 ", which the child has", c->footer.size);

@@ -594,6 +594,7 @@ refused_not() {
 }
 
 @test "weak point 7: good Hyper-V children are accepted where only the relative path leads home" {
+	rm leaf.avhd
 	model make hv.avhd --parent=base.vhd --absolute='C:\Users\Public\Documents\' --name='C:\Users\Public\Documents\base.vhd'
 	model write hv.avhd --fill=20:512 --raw=hv.raw
 	run --separate-stderr vhd-info --chain hv.avhd

@@ -120,6 +120,17 @@ refuses() {
 	sound leaf.avhd
 }
 
+@test "a child of another size than its parent is sound, with a warning" {
+	model make base.vhd --size=4M
+	for s in 2M 6M; do
+		model make leaf.avhd --parent=base.vhd --size=4M --fill=20:4K --seq
+		vhd-resize -q --size=$s leaf.avhd
+		run --separate-stderr vhd-check --chain leaf.avhd
+		assert_status 0
+		assert_output_has "warning parent-wrong-size"
+	done
+}
+
 @test "a child of a raw disk grows, and still knows its parent" {
 	truncate -s 4M base.img
 	model make leaf.avhd --parent=base.img --raw-parent --size=4M --fill=40:512 --raw=raw
