@@ -198,6 +198,22 @@ refuses() {
 	done
 }
 
+@test "QEMU and 7-Zip read a disk whose table has moved, and QEMU writes to it" {
+	need qemu-img qemu-io 7zz
+	model make d.vhd --size=8M --block=64K --fill=60:4K --raw=raw
+	at=$(field d.vhd head.table_offset)
+	resized d.vhd $((200 << 20))
+	[ "$(field d.vhd head.table_offset)" != "$at" ]
+	truncate -s 200M raw
+	[ "$(7zz x -so -tVHD d.vhd 2>/dev/null | sha256sum | cut -d' ' -f1)" = "$(sha raw)" ]
+	qemu-img convert -f vpc -O raw d.vhd seen
+	cmp seen raw
+	qemu-io -f vpc -c 'write -P 7 150M 1M' d.vhd >/dev/null
+	head -c 1M /dev/zero | tr '\0' '\7' | dd of=raw bs=1M seek=150 conv=notrunc status=none
+	is_raw d.vhd raw
+	sound d.vhd
+}
+
 @test "bytes that we do not know survive" {
 	model make d.vhd --size=4M --fill=9:4K
 	model poke d.vhd foot.reserved=hex:41424344 head.reserved2=hex:45464748 head.reserved1=7 foot.hidden=1
