@@ -102,7 +102,7 @@ static bool identity_fits(struct search *s, const char *real)
 	if (img_layer_open(&p, real, false, true, raw ? RAW_ALWAYS : RAW_NEVER, &e) < 0) {
 		note(s, real, e.msg);
 		s->code = e.code == IMG_NOINPUT ? s->code : e.code;
-		if (!s->seen.damaged)
+		if (e.code == IMG_DATA && !s->seen.damaged)
 			s->seen.damaged = strdup(real);
 		return false;
 	}

@@ -130,54 +130,49 @@ static const char *parent_path(const struct check *c)
 	return c->link.path ? c->link.path : c->opts->chain && !c->link.wrong ? c->link.damaged : NULL;
 }
 
-/* One layer; what is above it is known by its UUID and the layers seen. */
-static int check_layer(struct check *l, const char *path, const struct img_open *o, struct img_err *err)
+static int check_parent(struct check *l, const char *path, const struct img_open *o, struct img_err *err)
 {
+	io_init(&l->file);
 	if (io_open(&l->file, path, false, err) < 0)
 		return -1;
-	if (!l->quiet && !o->unlocked && io_lock(&l->file, IO_LOCK_SHARED, err) < 0)
-		return -1;
-	return 0;
+	return l->quiet || o->unlocked ? 0 : io_lock(&l->file, IO_LOCK_SHARED, err);
 }
 
+/* Without --chain the layers only have to lead on: where one cannot be read, the way ends. */
 int check_parents(struct check *c, struct img_err *err)
 {
 	struct seen seen[IMG_MAX_LAYERS + 1];
 	struct img_check_result dummy = { 0 };
-	struct check above = { 0 };
+	struct check last = { 0 };
 	const struct check *from = c;
+	struct img_err e = { 0 };
 	unsigned n = 1;
 	int rc = 0;
 
+	io_init(&last.file);
 	(void)seen_before(seen, 0, c);
 	c->res->layers++;
 	while (rc == 0 && from->has_header && from->footer.type == VHD_DIFFERENCING && parent_path(from)) {
 		struct check l = { .opts = c->opts, .res = c->opts->chain ? c->res : &dummy,
-				   .quiet = !c->opts->chain };
-		bool raw = is_raw_parent(from);
+				   .quiet = !c->opts->chain, .child_uuid = from->footer.uuid };
 
-		io_init(&l.file);
-		l.child_uuid = from->footer.uuid;
-		rc = check_layer(&l, parent_path(from), &c->opts->open, err);
+		rc = check_parent(&l, parent_path(from), &c->opts->open, &e);
 		if (rc == 0 && seen_before(seen, n, &l)) {
 			check_report_loop(c, l.file.path);
-			check_free(&l);
-			break;
-		}
-		if (rc == 0 && ++n > IMG_MAX_LAYERS) {
+			rc = 1;
+		} else if (rc == 0 && ++n > IMG_MAX_LAYERS) {
 			check_report_depth(c, IMG_MAX_LAYERS);
-			check_free(&l);
-			break;
+			rc = 1;
+		} else if (rc == 0) {
+			c->res->layers += c->opts->chain;
+			rc = is_raw_parent(from) ? 0 : check_run(&l, &e);
 		}
-		c->res->layers += c->opts->chain;
-		if (rc == 0 && !raw)
-			rc = check_run(&l, err);
-		check_free(&above);
-		above = l;
-		from = &above;
+		check_free(&last);
+		last = l;
+		from = &last;
 	}
-	check_free(&above);
-	return rc;
+	check_free(&last);
+	return rc < 0 && c->opts->chain ? img_err_set(err, e.code, "%s", e.msg) : 0;
 }
 
 int img_check(const char *path, const struct img_check *opts, struct img_check_result *res,

@@ -203,6 +203,8 @@ int check_space(struct check *c, struct img_err *err);
 int check_bitmaps(struct check *c, struct img_err *err);
 int check_link(struct check *c, struct img_err *err);
 
+/* vhd_check_names.c: whether the code is one that is in use somewhere. */
+bool check_locator_known(uint32_t code);
 /* vhd_check_link.c: looks for the parent, once. */
 int check_find_parent(struct check *c, struct img_err *err);
 /* What a chain adds: the layer is one that stands above, or there are too many. */

@@ -222,6 +222,8 @@ int check_bitmaps(struct check *c, struct img_err *err)
 		    c->opts->progress(c->opts->ctx, i * c->stride, c->nplaced * c->stride))
 			rc = img_err_set(err, IMG_AGAIN, "%s: interrupted; nothing was changed", c->file.path);
 	}
+	if (rc == 0 && c->opts->progress)
+		(void)c->opts->progress(c->opts->ctx, c->nplaced * c->stride, c->nplaced * c->stride);
 	if (rc == 0 && c->has_batmap)
 		rc = judge_batmap(c, err);
 	free(bitmap);

@@ -20,7 +20,7 @@ static bool is_utf16(uint32_t code)
 	return code == VHD_W2RU || code == VHD_W2KU;
 }
 
-static bool is_known(uint32_t code)
+bool check_locator_known(uint32_t code)
 {
 	return is_utf16(code) || code == VHD_WI2R || code == VHD_WI2K || code == VHD_MACX ||
 	       code == MAC_ALIAS || code == VBOX_MAC || code == VBOX_MACX;
@@ -44,7 +44,7 @@ static int locator_text_ok(struct check *c, const struct vhd_locator *loc, bool 
 	if (!buf)
 		return img_err_errno(err, ENOMEM, "%s", c->file.path);
 	rc = io_read(&c->file, buf, loc->len, loc->off, err);
-	*ok = loc->code == MAC_ALIAS || loc->code == VBOX_MAC || !is_known(loc->code) ||
+	*ok = loc->code == MAC_ALIAS || loc->code == VBOX_MAC || !check_locator_known(loc->code) ||
 	      (!is_utf16(loc->code) && buf[0]);
 	if (rc == 0 && is_utf16(loc->code)) {
 		char *text = vhd_utf16_get(buf, loc->len, false);
@@ -88,7 +88,7 @@ static int check_locator(struct check *c, int i, struct img_err *err)
 	struct img_fault f;
 	bool ok = false;
 
-	if (!is_known(loc->code)) {
+	if (!check_locator_known(loc->code)) {
 		f = locator_fault(c, F_LOCATOR_CODE, i, 0);
 		f.mendable = false; /* somebody may know it */
 		FOUND(&f, "0x%08" PRIx32, loc->code);

@@ -22,12 +22,17 @@
 /* --- the parent's names --------------------------------------------------------------------- */
 
 /* A locator behind all that the file holds: what its old place is worth is just what is in doubt. */
-static int mend_locator(struct check *c, unsigned slot, uint32_t code, const uint8_t *text, size_t len,
-			struct img_err *err)
+static int mend_locator(struct check *c, uint32_t code, const uint8_t *text, size_t len, struct img_err *err)
 {
 	uint64_t off = u64_round_up(c->mend.end, SECTOR), room = u64_round_up(len, SECTOR);
-	uint8_t *buf = calloc(1, room);
+	unsigned slot = 0;
+	uint8_t *buf;
 
+	while (slot < VHD_LOCATORS && c->header.loc[slot].code != VHD_NONE)
+		slot++;
+	if (slot == VHD_LOCATORS)
+		return img_err_set(err, IMG_DATA, "%s: header: no free slot for another locator", c->file.path);
+	buf = calloc(1, room);
 	if (!buf)
 		return img_err_errno(err, ENOMEM, "%s", c->file.path);
 	memcpy(buf, text, len);
@@ -36,20 +41,37 @@ static int mend_locator(struct check *c, unsigned slot, uint32_t code, const uin
 	return mend_bytes(c, off, buf, room, err);
 }
 
+/* Names that we can read are written anew; XenServer reads MacX first, where there was one. *URL: there was. */
+static void drop_locators(struct check *c, bool *url)
+{
+	*url = false;
+	for (int i = 0; i < VHD_LOCATORS; i++) {
+		*url |= c->header.loc[i].code == VHD_MACX;
+		if (check_locator_known(c->header.loc[i].code))
+			c->header.loc[i] = (struct vhd_locator){ 0 };
+	}
+}
+
 static int mend_link(struct check *c, struct img_err *err)
 {
 	uint8_t *rel = NULL, *abs = NULL;
 	size_t rel_len, abs_len;
+	char *url = NULL;
+	bool with_url;
 	int rc = -1;
 
+	drop_locators(c, &with_url);
 	if (vhd_parent_names(c->file.real, c->link.path, &rel, &rel_len, &abs, &abs_len,
 			     c->header.parent_name, err) < 0)
 		return -1;
-	memset(c->header.loc, 0, sizeof(c->header.loc));
-	if (mend_locator(c, 0, VHD_W2RU, rel, rel_len, err) == 0 &&
-	    mend_locator(c, 1, VHD_W2KU, abs, abs_len, err) == 0)
+	if (with_url && !(url = vhd_parent_url(c->file.real, c->link.path)))
+		img_err_errno(err, ENOMEM, "%s", c->file.path);
+	else if ((!url || mend_locator(c, VHD_MACX, (uint8_t *)url, strlen(url), err) == 0) &&
+		 mend_locator(c, VHD_W2RU, rel, rel_len, err) == 0 &&
+		 mend_locator(c, VHD_W2KU, abs, abs_len, err) == 0)
 		rc = 0;
 	c->mend.header = c->mend.footers = c->mend.move_end = true;
+	free(url);
 	free(rel);
 	free(abs);
 	return rc;

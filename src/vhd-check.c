@@ -44,6 +44,7 @@ struct job {
 	struct cli_progress progress;
 	bool repair, undo, force, json;
 	unsigned files, faults; /* printed so far; of the present file */
+	uint64_t looked_at;	/* bytes of it */
 };
 
 static const char *const severities[] = { "note", "warning", "error" };
@@ -122,6 +123,7 @@ static int on_progress(void *ctx, uint64_t done, uint64_t planned)
 {
 	struct job *j = ctx;
 
+	j->looked_at = done;
 	return cli_progress(&j->progress, done, planned);
 }
 
@@ -138,7 +140,7 @@ static void json_counts(const struct img_check_result *r)
 }
 
 static void json_end(const struct job *j, const struct img_check_result *r,
-		     const struct img_check_result *after, bool sound)
+		     const struct img_check_result *after, bool sound, const char *error)
 {
 	fputs("],", stdout);
 	json_counts(r);
@@ -151,6 +153,7 @@ static void json_end(const struct job *j, const struct img_check_result *r,
 		json_counts(after);
 		putchar('}');
 	}
+	json_text("error", error);
 	printf(",\"sound\":%s,\"unlocked\":%s}", sound ? "true" : "false",
 	       j->check.open.unlocked ? "true" : "false");
 }
@@ -186,6 +189,7 @@ static int check(struct job *j, const char *path)
 	int rc;
 
 	j->faults = 0;
+	j->looked_at = 0;
 	if (j->json) {
 		printf("%s{\"file\":", j->files++ ? "," : "");
 		cli_json_string(stdout, path);
@@ -193,10 +197,10 @@ static int check(struct job *j, const char *path)
 	}
 	cli_progress_start(&j->progress, &j->common, "check");
 	rc = j->repair ? img_repair(path, &j->check, &r, &after, &err) : img_check(path, &j->check, &r, &err);
-	cli_progress_end(&j->progress, r.used);
+	cli_progress_end(&j->progress, j->looked_at);
 	sound = rc == 0 && is_sound(j, &r, &after);
 	if (j->json)
-		json_end(j, &r, &after, sound);
+		json_end(j, &r, &after, sound, err.msg);
 	if (rc < 0) {
 		if (err.code == IMG_AGAIN && strstr(err.msg, ": locked: ") && !j->repair)
 			cli_warn("--unlocked looks at a disk that is in use");
