@@ -158,6 +158,10 @@ static int plan_bat(struct change *c, struct img_err *err)
 	if (c->blocks <= v->header.entries)
 		return 0;
 	c->header.entries = c->blocks;
+	if (old_end >= c->start && !c->map.present) { /* nothing is behind it */
+		c->end = u64_max(c->end, end);
+		return 0;
+	}
 	if (end > old_end)
 		fits = !c->map.present;
 	if (fits && end > old_end &&

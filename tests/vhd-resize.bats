@@ -79,6 +79,15 @@ refuses() {
 	sound --strict d.vhd || [ "$(field d.vhd foot.original)" = $((8 << 20)) ]
 }
 
+@test "a table with nothing behind it stays where it is" {
+	need qemu-img
+	qemu-img create -q -f vpc -o force_size=on q.vhd 8M
+	resized q.vhd $((3 << 30))
+	[ "$(field q.vhd head.table_offset) $(field q.vhd head.entries)" = "1536 1536" ]
+	model write q.vhd --fill=9:4K
+	sound q.vhd
+}
+
 @test "room in the table that others left is taken as it is, whatever stands there" {
 	model make d.vhd --size=4M --block=64K --entries=5000 --fill=20:4K --raw=raw
 	at=$(field d.vhd head.table_offset)
@@ -436,7 +445,7 @@ faults() {
 }
 
 @test "killed at any write: old or new" {
-	for k in grow table table-child table-tap map-tap child-tap grow-fixed fixed511 shrink shrink-fixed shrink-tap; do
+	for k in grow table table-last table-child table-tap map-tap child-tap grow-fixed fixed511 shrink shrink-fixed shrink-tap; do
 		faults kill $k 12
 	done
 }
@@ -448,7 +457,7 @@ faults() {
 }
 
 @test "power lost at any moment: old or new" {
-	for k in grow table table-child table-tap map-tap child-tap grow-fixed shrink shrink-fixed; do
+	for k in grow table table-last table-child table-tap map-tap child-tap grow-fixed shrink shrink-fixed; do
 		faults power $k 12
 	done
 }

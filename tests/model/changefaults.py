@@ -28,6 +28,7 @@ KINDS = {  # what is made, and the command
                  cmd=['vhd-reparent', '--parent=work/' + LONG]),
     'grow': dict(disk=dict(), size=SIZE + 9 * 512),
     'table': dict(disk=dict(), size=MANY),
+    'table-last': dict(disk=dict(align=512), size=20 << 20, empty=0),
     'table-child': dict(child={}, size=MANY),
     'table-tap': dict(disk=dict(creator='tap'), size=MANY),
     'map-tap': dict(disk=dict(creator='tap', entries=5000), size=4200 << 16),
@@ -58,7 +59,10 @@ class Scene:
             vhdmodel.create(disk, first, 'differencing', parent=base, block=65536, rnd=rnd, **k['child'])
         else:
             vhdmodel.create(disk, first, block=65536, rnd=rnd, **k['disk'])
-        vhdmodel.fill(disk, rnd, 12, 4096, raw, zeros=0)
+        if k.get('empty') != 0:
+            vhdmodel.fill(disk, rnd, 12, 4096, raw, zeros=0)
+        else:  # nothing behind the table
+            open(raw, 'wb').write(bytes(first))
         if k.get('uneven'):
             self.whole_last_block(disk, raw)
         if k.get('empty'):
