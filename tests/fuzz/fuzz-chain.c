@@ -24,7 +24,7 @@
 /* A layer as it is when it is opened by itself. The base is 0. */
 struct layer {
 	char name[32];
-	uint64_t size, made; /* now; when it was made */
+	uint64_t size;
 	uint8_t view[MAX_SIZE];
 	bool own[MAX_SIZE / 512]; /* sectors that it has, whatever is below: all those of a base */
 	bool mixed;		  /* a merge left it as no disk that ever was */
@@ -213,7 +213,7 @@ static void pushed(const char *child)
 
 	memcpy(l->view, d.leaf->view, sizeof(l->view));
 	memset(l->own, false, sizeof(l->own));
-	l->size = l->made = d.leaf->size;
+	l->size = d.leaf->size;
 	l->mixed = false;
 	strcpy(l->name, child);
 	set_layers(d.layers + 1);
@@ -445,7 +445,6 @@ static void replace_layers(unsigned from, const char *name)
 
 	now = *d.leaf;
 	now.mixed = false;
-	now.made = from ? d.layer[from - 1].size : now.size;
 	strcpy(now.name, name);
 	for (unsigned i = from; i < d.layers; i++) {
 		char marker[48];
@@ -547,8 +546,7 @@ static void op_resize(struct fuzz_in *in)
 	for (unsigned i = 0; i < d.layers; i++)
 		if (d.layer[i].mixed)
 			return;
-	/* A raw parent is known by its size only, so it must not have grown since. */
-	if (d.raw && (d.layers == 1 || (d.layers == 2 && d.layer[0].size != d.leaf->made)))
+	if (d.raw && d.layers == 1)
 		return;
 	close_leaf();
 	if (img_resize(fuzz_path(d.leaf->name), &o, &r, NULL, NULL, &err) < 0) {
