@@ -53,6 +53,7 @@ void disk_layout(struct vhd_spec *s, struct rng *r)
 	s->tight = rng_one_in(r, 2);
 	s->shuffled = rng_one_in(r, 2);
 	s->gaps = rng_one_in(r, 4);
+	s->xen = rng_one_in(r, 5) && s->type != IMG_FIXED && s->type != IMG_RAW;
 	if (rng_one_in(r, 4))
 		s->leaked = (1 + rng_below(r, 3 * s->block_size / SECTOR)) * SECTOR;
 }
@@ -130,6 +131,10 @@ static void put_footer(uint8_t buf[VHD_FOOTER_LEN], const struct vhd_spec *s)
 		.type = s->type == IMG_FIXED ? VHD_FIXED : s->type == IMG_DYNAMIC ? VHD_DYNAMIC : VHD_DIFFERENCING,
 	};
 
+	if (s->xen) {
+		memcpy(f.creator, "tap", 4);
+		f.creator_version = 0x00010003;
+	}
 	vhd_geometry(s->size, &f.cylinders, &f.heads, &f.sectors);
 	memcpy(f.uuid, s->uuid, 16);
 	vhd_footer_encode(&f, buf);
@@ -150,6 +155,26 @@ static void put_parent(uint8_t *file, struct vhd_header *h, const struct vhd_spe
 		le16_put(file + at + 2 * i, rel[i] == '/' ? '\\' : (uint8_t)rel[i]);
 }
 
+/* A bit for each block that is full; HEAD is followed by the map of LEN bytes. */
+static void put_batmap(uint8_t *head, uint64_t off, uint64_t len, const struct vhd_spec *s)
+{
+	uint64_t per = s->block_size / SECTOR, nsec = s->size / SECTOR;
+	uint8_t *map = head + SECTOR;
+	uint32_t sum = 0;
+
+	memset(head, 0, SECTOR + len);
+	for (uint64_t b = 0; (b + 1) * per <= nsec; b++)
+		if (!memchr(s->own + b * per, 0, per))
+			bitmap_set(map, (uint32_t)b, 1);
+	for (uint64_t i = 0; i < len; i++)
+		sum += map[i];
+	memcpy(head, "tdbatmap", 8);
+	be64_put(head + 8, off + SECTOR);
+	be32_put(head + 16, (uint32_t)(len / SECTOR));
+	be32_put(head + 20, 0x00010002);
+	be32_put(head + 24, ~sum);
+}
+
 static void add_fixed(struct fs *fs, const char *name, const struct vhd_spec *s)
 {
 	uint64_t len = s->size + (s->type == IMG_FIXED ? VHD_FOOTER_LEN : 0);
@@ -163,7 +188,7 @@ static void add_fixed(struct fs *fs, const char *name, const struct vhd_spec *s)
 void disk_add(struct fs *fs, const char *name, const struct vhd_spec *s, struct rng *r)
 {
 	uint32_t blocks = (uint32_t)((s->size + s->block_size - 1) / s->block_size);
-	uint64_t bat_off = VHD_FOOTER_LEN + VHD_HEADER_LEN, loc, end, *place;
+	uint64_t bat_off = VHD_FOOTER_LEN + VHD_HEADER_LEN, bat_end, loc, map, end, *place;
 	struct vhd_header h = { .version = 0x00010000, .block_size = s->block_size };
 	uint8_t footer[VHD_FOOTER_LEN], *file;
 
@@ -176,7 +201,9 @@ void disk_add(struct fs *fs, const char *name, const struct vhd_spec *s, struct 
 		die("out of memory");
 	h.entries = blocks + rng_below(r, 3);
 	h.bat_off = bat_off;
-	loc = bat_off + u64_round_up((uint64_t)h.entries * 4, SECTOR);
+	bat_end = bat_off + u64_round_up((uint64_t)h.entries * 4, SECTOR);
+	map = u64_round_up((h.entries + 7) / 8, SECTOR);
+	loc = bat_end + (s->xen ? SECTOR + map : 0);
 	end = place_blocks(s, place, loc + SECTOR, r);
 	end += s->leaked;
 	if (!s->tight)
@@ -185,7 +212,9 @@ void disk_add(struct fs *fs, const char *name, const struct vhd_spec *s, struct 
 	put_footer(footer, s);
 	memcpy(file, footer, sizeof(footer));
 	memcpy(file + end, footer, sizeof(footer));
-	memset(file + bat_off, 0xff, loc - bat_off);
+	memset(file + bat_off, 0xff, bat_end - bat_off);
+	if (s->xen)
+		put_batmap(file + bat_end, bat_end, map, s);
 	if (s->type == IMG_DIFFERENCING)
 		put_parent(file, &h, s, loc);
 	vhd_header_encode(&h, file + VHD_FOOTER_LEN);

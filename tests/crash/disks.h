@@ -19,6 +19,7 @@ struct vhd_spec {
 	bool shuffled;	    /* blocks in no order */
 	bool tight;	    /* the footer right behind the last block */
 	bool gaps;	    /* unused space between blocks, holding old bytes */
+	bool xen;	    /* made by XenServer: with a batmap */
 	uint64_t leaked;    /* more of it between the last block and the footer */
 };
 

@@ -57,6 +57,7 @@ struct job {
 	struct world w;
 	uint64_t seed;
 	struct rng rng; /* of the choice of states, apart from the scenario's own */
+	bool thorough;	/* every call, every prefix; else a sample, and more scenarios */
 	char steps[400];
 	uint64_t seen[SEEN];
 };
@@ -214,7 +215,7 @@ static bool try_state(struct job *j, struct session *s, const struct fs *st, uns
 	char *end = push_step(j, "run");
 
 	ok = record(j, &next, st, true) || failed(j, &s->tape, n, c);
-	if (ok && depth < DEPTH && rng_one_in(&j->rng, 5))
+	if (ok && depth < DEPTH && rng_one_in(&j->rng, j->op->positional ? 25 : 5))
 		ok = cut_again(j, &next, depth + 1);
 	session_free(&next);
 	if (ok)
@@ -269,11 +270,11 @@ static bool before_barrier(struct job *j, struct session *s, unsigned n)
 	unsigned k = open_decisions(s, n);
 	bool ok = one_state(j, s, n, (struct choice){ TAKE_NONE, 0 }, 0);
 
-	if (k <= MASK_BITS)
+	if (k <= (j->thorough ? MASK_BITS : MASK_BITS / 2))
 		for (uint64_t m = 1; ok && m < 1u << k; m++)
 			ok = one_state(j, s, n, (struct choice){ TAKE_MASK, m }, 0);
 	else
-		for (unsigned i = 0; ok && i < u64_min(3 * k, j->w.big ? 8 : 24); i++)
+		for (unsigned i = 0; ok && i < u64_min(3 * k, j->thorough ? 24 : 8); i++)
 			ok = some_state(j, s, n, 0);
 	return ok;
 }
@@ -285,13 +286,13 @@ static bool is_barrier(const struct tape *t, unsigned n)
 
 static bool explore_states(struct job *j, struct session *s)
 {
-	unsigned step = j->w.big ? 5 : 1 + s->tape.n / 60;
+	unsigned step = 1 + s->tape.n / (j->thorough ? 100 : 15);
 	bool ok = true;
 
 	for (unsigned n = 0; ok && n <= s->tape.n; n++) {
-		if (n % step == 0 || n == s->tape.n)
+		if (rng_one_in(&j->rng, step) || n == s->tape.n)
 			ok = one_state(j, s, n, (struct choice){ TAKE_ALL, 0 }, 0);
-		if (ok && is_barrier(&s->tape, n) && (n == s->tape.n || !j->w.big || rng_one_in(&j->rng, step)))
+		if (ok && is_barrier(&s->tape, n) && (j->thorough || n == s->tape.n || !rng_one_in(&j->rng, 3)))
 			ok = before_barrier(j, s, n);
 	}
 	return ok;
@@ -338,7 +339,7 @@ static bool one_fault(struct job *j, const struct fs *base, struct fault f)
 		failed(j, &s.tape, s.tape.n, (struct choice){ TAKE_ALL, 0 });
 	if (ok)
 		ok = one_state(j, &s, s.tape.n, (struct choice){ TAKE_NONE, 0 }, 0);
-	for (int i = 0; ok && i < (j->w.big ? 1 : 2); i++) {
+	for (int i = 0; ok && i < (j->thorough ? 2 : 1); i++) {
 		unsigned n = i ? rng_below(&j->rng, s.tape.n + 1) : s.tape.n;
 
 		ok = some_state(j, &s, n, 0);
@@ -404,17 +405,22 @@ static bool one_kill(struct job *j, struct session *s, struct fault f)
 
 static bool explore_faults(struct job *j, struct session *s)
 {
-	unsigned step = 1 + s->calls / (j->w.big || j->w.wide ? 8 : 30);
+	unsigned step = j->thorough ? 1 + s->calls / 100 : 1 + s->calls / 6;
 	bool ok = true;
 
 	for (unsigned k = 1 + rng_below(&j->rng, step); ok && k <= s->calls; k += step) {
 		struct fault f = { FAULT_FAIL, k, EIO, false };
+		unsigned which = rng_below(&j->rng, 3);
 
-		ok = one_fault(j, &s->base, f);
+		if (j->thorough || which == 0)
+			ok = one_fault(j, &s->base, f);
 		f.errnum = rng_one_in(&j->rng, 4) ? EDQUOT : ENOSPC;
 		f.half = rng_one_in(&j->rng, 2);
-		ok = ok && one_fault(j, &s->base, f);
-		ok = ok && one_kill(j, s, (struct fault){ FAULT_KILL, k, 0, rng_one_in(&j->rng, 2) });
+		if (ok && (j->thorough || which == 1))
+			ok = one_fault(j, &s->base, f);
+		f = (struct fault){ FAULT_KILL, k, 0, rng_one_in(&j->rng, 2) };
+		if (ok && (j->thorough || which == 2))
+			ok = one_kill(j, s, f);
 	}
 	return ok;
 }
@@ -438,6 +444,7 @@ static void scenario_begin(struct job *j, const struct op *op, uint64_t seed, co
 	rng_seed(&j->w.rng, seed);
 	rng_seed(&j->rng, seed + 1);
 	op->build(&j->w);
+	j->thorough = rng_one_in(&j->rng, j->w.big || j->w.wide ? 40 : 10);
 }
 
 static bool scenario(struct job *j, const struct op *op, uint64_t seed, const struct folder *f)

@@ -197,6 +197,39 @@ static bool target_holds(struct world *w, bool done)
 	return sound;
 }
 
+/*
+ * Not every program knows the marker. What it would see is old or new in each sector: no bit is there without its
+ * data, no entry without its bitmap.
+ */
+static bool old_or_new(struct world *w)
+{
+	const struct merging *m = w->op;
+	struct img_open o = open_as(w);
+	struct img_err err = { 0 };
+	char marker[FS_PATH], hidden[2 * FS_PATH];
+	uint64_t size;
+	int rc;
+
+	snprintf(marker, sizeof(marker), "%s.merging", m->target);
+	if (!exists(w, marker))
+		return true;
+	snprintf(hidden, sizeof(hidden), "%s", in_dir(w, "hidden"));
+	o.raw = m->raw;
+	if (rename(in_dir(w, marker), hidden) < 0)
+		die("the marker cannot be hidden");
+	rc = look(w, m->target, &o, &size, &err);
+	if (rename(hidden, in_dir(w, marker)) < 0)
+		die("the marker cannot be brought back");
+	if (rc < 0)
+		return wrong(w, "the target without its marker: %s", err.msg);
+	for (uint64_t off = 0; off < w->size; off += SECTOR)
+		if (memcmp(w->buf + off, w->old + off, SECTOR) != 0 &&
+		    memcmp(w->buf + off, w->view + off, SECTOR) != 0)
+			return wrong(w, "the target without its marker: sector %llu is neither old nor new",
+				     (unsigned long long)(off / SECTOR));
+	return true;
+}
+
 /* A layer between shows what it showed, or nothing. */
 static bool middle_holds(struct world *w, int i)
 {
@@ -247,7 +280,7 @@ static bool merge_check(struct world *w, void *ctx, const struct when *when)
 		ok = shows(w, GRAND, m->grand_shows, w->size);
 	if (ok && exists(w, names[0]))
 		ok = sound(w, names[0], false);
-	return ok && target_holds(w, when->done) && (m->raw || sound(w, m->target, when->done));
+	return ok && target_holds(w, when->done) && (when->done || old_or_new(w)) && (m->raw || sound(w, m->target, when->done));
 }
 
 static void flatten_build(struct world *w)
