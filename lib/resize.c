@@ -63,19 +63,6 @@ static int check_merge(struct img_chain *c, struct img_err *err)
 	return 0;
 }
 
-/* Without its own or its first size no child would know a raw parent any more. */
-static int check_raw_parent(struct img_chain *c, uint64_t size, struct img_err *err)
-{
-	const struct img *l = c->layer[0], *p = c->n > 1 ? c->layer[1] : NULL;
-
-	if (!p || p->info.has_uuid || p->info.size == size || p->info.size == l->info.original_size)
-		return 0;
-	return img_err_set(err, IMG_PREFLIGHT,
-			   "%s: its raw parent %s is known by its size alone, %" PRIu64
-			   " bytes: with another size it would not be found",
-			   l->file.path, p->file.path, p->info.size);
-}
-
 static int found(struct img_chain *c, uint64_t off, const uint8_t *buf, uint64_t size,
 		 struct img_err *err)
 {
@@ -136,7 +123,6 @@ int img_resize(const char *path, const struct img_open *opts, struct img_resize 
 	if (r->size == r->old_size)
 		rc = 0;
 	else if (check_merge(c, err) == 0 && (r->force || check_dependants(c, opts, err) == 0) &&
-		 check_raw_parent(c, r->size, err) == 0 &&
 		 (r->size > r->old_size || check_tail(c, r->size, progress, ctx, err) == 0))
 		rc = r->dry_run ? 0 : l->ops->resize(l, r->size, err);
 	r->file_size = l->info.file_size;
