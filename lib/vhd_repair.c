@@ -21,49 +21,58 @@
 
 /* --- the parent's names --------------------------------------------------------------------- */
 
+static unsigned free_slot(const struct vhd_header *h)
+{
+	unsigned slot = 0;
+
+	while (slot < VHD_LOCATORS && h->loc[slot].code != VHD_NONE)
+		slot++;
+	return slot;
+}
+
 /* A locator behind all that the file holds: what its old place is worth is just what is in doubt. */
 static int mend_locator(struct check *c, uint32_t code, const uint8_t *text, size_t len, struct img_err *err)
 {
 	uint64_t off = u64_round_up(c->mend.end, SECTOR), room = u64_round_up(len, SECTOR);
-	unsigned slot = 0;
-	uint8_t *buf;
+	unsigned slot = free_slot(&c->header);
+	uint8_t *buf = slot < VHD_LOCATORS ? calloc(1, room) : NULL;
 
-	while (slot < VHD_LOCATORS && c->header.loc[slot].code != VHD_NONE)
-		slot++;
-	if (slot == VHD_LOCATORS)
-		return img_err_set(err, IMG_DATA, "%s: header: no free slot for another locator", c->file.path);
-	buf = calloc(1, room);
 	if (!buf)
-		return img_err_errno(err, ENOMEM, "%s", c->file.path);
+		return slot < VHD_LOCATORS ? img_err_errno(err, ENOMEM, "%s", c->file.path) : 0;
 	memcpy(buf, text, len);
 	c->header.loc[slot] = (struct vhd_locator){ code, (uint32_t)room, (uint32_t)len, off };
 	c->mend.end = off + room;
 	return mend_bytes(c, off, buf, room, err);
 }
 
-/* Names that we can read are written anew; XenServer reads MacX first, where there was one. *URL: there was. */
+/* What we write anew, and rubbish. *URL: XenServer, which reads MacX first, has written the names. */
 static void drop_locators(struct check *c, bool *url)
 {
 	*url = false;
 	for (int i = 0; i < VHD_LOCATORS; i++) {
-		*url |= c->header.loc[i].code == VHD_MACX;
-		if (check_locator_known(c->header.loc[i].code))
-			c->header.loc[i] = (struct vhd_locator){ 0 };
+		struct vhd_locator *loc = &c->header.loc[i];
+
+		*url |= loc->code == VHD_MACX;
+		if (check_locator_known(loc->code) || loc->len == 0 || loc->off > c->file_size ||
+		    loc->len > c->file_size - loc->off)
+			*loc = (struct vhd_locator){ 0 };
 	}
 }
 
 static int mend_link(struct check *c, struct img_err *err)
 {
-	uint8_t *rel = NULL, *abs = NULL;
+	uint8_t name[VHD_NAME_UNITS * 2], *rel = NULL, *abs = NULL;
 	size_t rel_len, abs_len;
 	char *url = NULL;
 	bool with_url;
 	int rc = -1;
 
-	drop_locators(c, &with_url);
+	/* A name that a VHD cannot hold is no reason not to mend the rest. */
 	if (vhd_parent_names(c->file.real, c->link.path, &rel, &rel_len, &abs, &abs_len,
-			     c->header.parent_name, err) < 0)
-		return -1;
+			     name, NULL) < 0)
+		return 0;
+	memcpy(c->header.parent_name, name, sizeof(name));
+	drop_locators(c, &with_url);
 	if (with_url && !(url = vhd_parent_url(c->file.real, c->link.path)))
 		img_err_errno(err, ENOMEM, "%s", c->file.path);
 	else if ((!url || mend_locator(c, VHD_MACX, (uint8_t *)url, strlen(url), err) == 0) &&

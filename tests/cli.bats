@@ -3,7 +3,7 @@
 load helper
 load disks
 
-tools="vhd-create vhd-info vhd-snap vhd-merge vhd-sum vhd-convert vhd-send vhd-recv vhd-stream"
+tools="vhd-create vhd-info vhd-snap vhd-merge vhd-sum vhd-convert vhd-send vhd-recv vhd-stream vhd-check"
 
 setup() {
 	workdir

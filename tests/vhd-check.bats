@@ -891,6 +891,20 @@ tap() {
 	mended_whole locator-overlap
 }
 
+@test "the link of a XenServer child keeps its MacX locator" {
+	pair --locators=MacX,W2ku,W2ru
+	model poke disk.vhd loc.1.length=7
+	mended_whole locator-length warning
+	[ "$(field disk.vhd loc.0.code loc.0.text | tail -n 1)" = file://./base.vhd ]
+}
+
+@test "locators that are rubbish make room for good ones" {
+	pair
+	put disk.vhd $((512 + 576)) "$(printf 'fe%.0s' $(seq 192))"
+	mended_whole locator-length warning
+	[ "$(field disk.vhd loc.0.text)" = '.\base.vhd' ]
+}
+
 @test "parent-unnamed" {
 	pair
 	model poke disk.vhd head.name= loc.0.code=hex:00000000 loc.1.code=hex:00000000
