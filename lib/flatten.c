@@ -64,8 +64,7 @@ static void options(struct flatten *f, struct img_create *o)
 		return;
 	o->type = IMG_DIFFERENCING;
 	o->parent_path = f->in->layer[f->base]->file.real;
-	if (!f->in->layer[f->base]->info.has_uuid)
-		o->parent_size = f->in->layer[f->base]->info.size;
+	o->parent_size = f->in->layer[f->base]->info.size;
 	o->parent_uuid = f->in->layer[f->base]->info.has_uuid ? f->in->layer[f->base]->info.uuid : none;
 }
 

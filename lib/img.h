@@ -143,7 +143,7 @@ struct img_create {
 	const char *parent_path; /* recorded in the locators */
 	const uint8_t *parent_uuid; /* all zero: raw parent */
 	uint32_t parent_timestamp;
-	uint64_t parent_size;	/* of a raw parent, if it is not SIZE: all that it is known by */
+	uint64_t parent_size;	/* if it is not SIZE; a raw parent is known by nothing else */
 };
 int img_create(const char *path, const struct img_create *opts, struct img_err *err);
 
