@@ -10,8 +10,9 @@
  *            XXH3-128 of what it then held where the records point to
  *
  * It appears under its name whole and durable or not at all. Anybody who may write to the folder
- * can put a file there: so it must belong to the file's owner, root or us, be writable to nobody else, be a regular file and no symbolic
- * link, name the inode that it was made for, and be right to the last bit before the first byte is written.
+ * can put a file there: so it must belong to the file's owner, root or us, be writable to nobody
+ * else, be a regular file and no symbolic link, name the inode that it was made for, and be
+ * right to the last bit before the first byte is written.
  */
 #include "config.h"
 

@@ -5,7 +5,8 @@
  * A change to bytes that have no second copy goes so: undo_store() with every range that will
  * change, the writes, io_sync(), undo_finish(). From the first to the last FILE.rollback is there,
  * whole, and whoever opens the file after a crash in between gets the old state back
- * (img_layer_open() calls undo_settle()). So a change needs no order of its own, and no re-run can meet a half-done one.
+ * (img_layer_open() calls undo_settle()). So a change needs no order of its own, and no re-run
+ * can meet a half-done one.
  *
  * The lock is the caller's: exclusive for all but undo_pending() and undo_settle().
  */

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Checking and mending one VHD: what the checks share. They work on the raw bytes of the file, since what they
- * look for is what vhd_open() refuses. Each check reports what it finds and, where the rest of the file proves how it should be,
- * notes the mend and goes on with the mended value; so one fault is reported once and not
- * as ten that follow from it. Nothing is written before all checks have run (vhd_repair.c).
+ * Checking and mending one VHD: what the checks share. They work on the raw bytes of the file,
+ * since what they look for is what vhd_open() refuses. Each check reports what it finds and,
+ * where the rest of the file proves how it should be, notes the mend and goes on with the
+ * mended value; so one fault is reported once and not as ten that follow from it. Nothing is
+ * written before all checks have run (vhd_repair.c).
  */
 #ifndef VHD_CHECK_H
 #define VHD_CHECK_H

@@ -171,7 +171,7 @@ static int bat_here(struct check *c, const struct vhd_header *h, bool *yes, stru
 	return 0;
 }
 
-/* The checksum is right, or not to be relied on: size, block size and entries are three, and two prove the third. */
+/* The checksum is right, or says nothing: of size, block size and entries two prove the third. */
 static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, struct img_err *err)
 {
 	struct guess g = { F_HEADER_BLOCK_SIZE, 32, 4, 0 };
@@ -197,6 +197,13 @@ static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, stru
 			*ok = false;
 		else if (bat_fits(c, &t, ok, err) < 0)
 			return -1;
+	} else if (!bat_place_ok(c, h->bat_off, h->entries) &&
+		   bat_place_ok(c, h->bat_off, needed(c, h->block_size))) {
+		/* More than the file can hold. */
+		g = (struct guess){ F_HEADER_ENTRIES, 28, 4, needed(c, h->block_size) };
+		t.entries = (uint32_t)g.value;
+		if (bat_fits(c, &t, ok, err) < 0)
+			return -1;
 	} else if (!bat_place_ok(c, h->bat_off, h->entries)) {
 		g = (struct guess){ F_HEADER_BAT_OFFSET, 16, 8, c->footer.data_off + VHD_HEADER_LEN };
 		t.bat_off = g.value;
@@ -214,7 +221,7 @@ static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, stru
 
 	FOUND(&f, "0x%" PRIx64, get_field(c->header_raw, &g));
 	if (g.id == F_HEADER_ENTRIES)
-		EXPECTED(&f, "at least 0x%" PRIx64 ", or a smaller disk", g.value);
+		EXPECTED(&f, "0x%" PRIx64 " for the size of the disk", g.value);
 	fault_report(c, &f);
 	return 0;
 }

@@ -12,7 +12,7 @@
 #define BUF_LEN (256u << 10)
 #define PAGE 4096u
 
-/* Where in the range there is anything but zeros, in whole sectors; FIRST is END when nowhere. Holes are not read. */
+/* Where in the range there is anything but zeros, in whole sectors; FIRST is END when nowhere. */
 struct scan {
 	uint64_t first, last; /* LAST is behind it */
 	bool first_only;
@@ -97,7 +97,7 @@ static int report_orphan(struct check *c, uint64_t at, bool *is, struct img_err 
 	return 0;
 }
 
-/* Where a block could begin: at the start of the gap, and where data would be aligned. *END: of the last one. */
+/* A block could begin at the start of the gap, or where its data is aligned. *END: of the last one. */
 static int find_orphans(struct check *c, uint64_t from, uint64_t to, uint64_t *end, struct img_err *err)
 {
 	bool is;

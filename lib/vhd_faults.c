@@ -57,7 +57,7 @@ static const struct {
 				     "header: the unused offset must be all ones; XenServer refuses it" },
 	[F_HEADER_RESERVED] = { "header-reserved", IMG_NOTE, "header: reserved bytes are not zero" },
 	[F_HEADER_BLOCK_SIZE] = { "header-block-size", IMG_ERROR, "header: impossible block size" },
-	[F_HEADER_ENTRIES] = { "header-entries", IMG_ERROR, "header: too few BAT entries for the size" },
+	[F_HEADER_ENTRIES] = { "header-entries", IMG_ERROR, "header: the number of BAT entries fits neither size nor file" },
 	[F_HEADER_BAT_OFFSET] = { "header-bat-offset", IMG_ERROR, "header: the BAT cannot be there" },
 	[F_HEADER_PARENT_UNUSED] = { "header-parent-unused", IMG_WARNING, "header: a dynamic disk names a parent" },
 	[F_BAT_OUT_OF_FILE] = { "bat-out-of-file", IMG_ERROR, "BAT: the block would lie beyond the file" },

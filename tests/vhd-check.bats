@@ -527,6 +527,12 @@ left_alone() {
 	[ "$(field disk.vhd head.entries)" -eq 4 ]
 }
 
+@test "header-entries: more than the file can hold" {
+	disk
+	model poke disk.vhd head.entries=4294967295
+	mended_whole header-entries
+}
+
 @test "header-entries: the disk is larger than any table could make it" {
 	disk
 	model poke disk.vhd foot.size=64G
@@ -1091,6 +1097,20 @@ cut_short() {
 	strace -f -o /dev/null -e inject=fdatasync:signal=KILL:when=1 vhd-check --repair disk.vhd || :
 	unchanged disk.vhd disk.vhd.rollback -- vhd-info --unlocked disk.vhd
 	assert_status 0
+}
+
+@test "what somebody else has put beside a disk is not written into it" {
+	disk
+	head -c 4096 /dev/urandom >disk.vhd.rollback
+	unchanged disk.vhd disk.vhd.rollback -- vhd-info disk.vhd
+	assert_status 65
+	[[ $stderr == *disk.vhd.rollback* ]]
+	unchanged disk.vhd disk.vhd.rollback -- vhd-check --repair disk.vhd
+	assert_status 65
+	rm disk.vhd.rollback
+	ln -s /etc/passwd disk.vhd.rollback
+	unchanged disk.vhd -- vhd-sum disk.vhd
+	assert_status 65
 }
 
 # --- the tool ---------------------------------------------------------------------------------------------------
