@@ -24,11 +24,11 @@ sample() {
 }
 
 @test "crash: a merge leaves the child's view alone, and the parent whole or unopened" {
-	sample merge 6000
+	sample merge 4000
 }
 
 @test "crash: guest writes are there when flushed, old or new when not" {
-	sample guest 8000
+	sample guest 6000
 }
 
 @test "crash: a chain made into a new disk" {
@@ -44,7 +44,7 @@ sample() {
 }
 
 @test "crash: a repair loses nothing, and can be taken back" {
-	sample repair 2500
+	sample repair 1500
 }
 
 @test "crash: a snapshot is there and whole, or not there" {

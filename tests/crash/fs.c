@@ -281,7 +281,10 @@ static bool is_stopped(const struct stopped *s, const char *path)
 static void play_event(struct replay *r, unsigned i, struct stopped *stop)
 {
 	const struct event *e = &r->t->ev[i];
-	bool ask = !durable(r, i);
+	bool ask = !durable(r, i) && e->fate == FATE_OPEN;
+
+	if (e->fate == FATE_GONE)
+		return;
 
 	if (e->kind == EV_CREATE) {
 		struct node *n = &r->fs->node[e->node];
@@ -366,7 +369,8 @@ void tape_print(const struct tape *t, unsigned n, struct choice c)
 		if (e->kind == EV_SYNC || e->kind == EV_SYNC_DIR)
 			printf("%s", e->failed ? " FAILED" : "");
 		else if (e->kind != EV_NOTE)
-			printf("%s", durable(&r, i)	  ? "" :
+			printf("%s", e->fate == FATE_GONE ? " (lost by a failed sync)" :
+				     durable(&r, i)	  ? "" :
 				     c.how == TAKE_ALL	  ? " (not synced: there)" :
 				     c.how == TAKE_NONE ? " (not synced: lost)" :
 							    " (not synced: perhaps in part)");

@@ -56,6 +56,7 @@ struct event {
 	uint8_t *data;
 	unsigned call; /* the changing call that it is, counted from 1 */
 	char path[FS_PATH], to[FS_PATH]; /* SYNC_DIR: PATH is the folder, "" the top */
+	enum { FATE_OPEN, FATE_THERE, FATE_GONE } fate; /* decided already, since somebody has looked */
 	unsigned covered;  /* the sync that decides about it; UINT_MAX: none so far (tape_seal) */
 };
 

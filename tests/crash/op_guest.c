@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * A guest at work on the leaf. What was acknowledged survives the death of the server, what was flushed survives
- * power loss; of the rest a sector reads old or new. When a sync has failed, what the cache shows of
- * bitmaps and BAT need not be on the disk, and no later flush changes that until the machine has started
- * anew: from then on a sector may read any value that it had.
+ * power loss; of the rest a sector reads old or new. What was written before a sync that failed may
+ * be there or not, until it is written and flushed again.
  */
 #include "config.h"
 
@@ -198,26 +197,38 @@ static bool touches(const struct request *r, uint64_t off)
 	return r->kind != REQ_FLUSH && off >= r->off && off < r->off + r->len;
 }
 
+/* Whether all requests up to WHEN were without a failed sync: then what was acknowledged is in the cache. */
+static bool cache_is_whole(const struct history *h, const struct when *when)
+{
+	for (int i = 0; i < h->n; i++)
+		if (h->out[i].sync_failed && h->out[i].began < when->pos)
+			return false;
+	return !when->power;
+}
+
 static void possible(const struct history *h, const struct when *when, uint64_t off, struct maybe *m)
 {
-	bool lost = false;
+	bool whole = cache_is_whole(h, when);
+	int floor = 0; /* the first request after the last failed sync */
 
 	*m = (struct maybe){ .v = { -1 }, .n = 1, .last = -1 };
 	for (int i = 0; i < h->n && h->out[i].began < when->pos; i++) {
 		const struct outcome *o = &h->out[i];
-		bool ended = o->ended < when->pos && o->ok;
+		bool ended = o->ended < when->pos && o->ok, touched = touches(&o->req, off);
 		bool flush = o->req.kind == REQ_FLUSH || (o->req.fua && o->req.kind != REQ_TRIM);
 
-		if (touches(&o->req, off)) {
+		if (touched) {
 			m->v[m->n++] = i;
 			if (ended)
 				m->last = i;
 		}
-		if (ended && !when->power ? touches(&o->req, off) : ended && flush && !lost) {
+		/* What a failed sync left is not known until it is written again. */
+		if (ended && ((whole && touched) || (flush && (m->last >= floor || floor == 0)))) {
 			m->v[0] = m->last;
 			m->n = 1;
 		}
-		lost |= o->ended < when->pos && o->sync_failed;
+		if (o->sync_failed)
+			floor = i + 1;
 	}
 }
 

@@ -57,10 +57,6 @@ static void add_layer(struct world *w, const char *name, struct vhd_spec *s, uin
 
 static void add_target(struct world *w, struct merging *m, struct vhd_spec *p)
 {
-	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_DIFFERENCING, IMG_FIXED, IMG_RAW,
-					       IMG_DYNAMIC, IMG_DIFFERENCING };
-
-	p->type = kinds[rng_below(&w->rng, 6)];
 	random_uuid(p->uuid, &w->rng);
 	if (p->type == IMG_RAW)
 		memset(p->uuid, 0, sizeof(p->uuid));
@@ -81,7 +77,9 @@ static void add_target(struct world *w, struct merging *m, struct vhd_spec *p)
 
 static void merge_build(struct world *w)
 {
-	struct vhd_spec p = { .size = 0 };
+	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_DIFFERENCING, IMG_FIXED, IMG_RAW,
+					       IMG_DYNAMIC, IMG_DIFFERENCING };
+	struct vhd_spec p = { .type = kinds[rng_below(&w->rng, 6)] };
 	uint32_t block_size = random_block_size(w);
 	struct merging *m;
 	bool grown = rng_one_in(&w->rng, 2);
@@ -100,11 +98,11 @@ static void merge_build(struct world *w)
 		snprintf(m->aside, sizeof(m->aside), "%s", in_dir(w, "aside"));
 		w->aside[0] = m->aside;
 	}
-	/* Half of the chains are of one size. */
+	/* Half of the chains are of one size. The child of a raw disk knows it by its size: it grows last. */
 	m->size[0] = w->size;
 	for (int i = 1; i < m->layers + 2; i++) {
 		m->size[i] = m->size[i - 1];
-		if (grown && rng_one_in(&w->rng, 2))
+		if (grown && rng_one_in(&w->rng, 2) && (p.type != IMG_RAW || i >= m->layers))
 			m->size[i] = (1 + rng_below(&w->rng, (unsigned)(m->size[i] / SECTOR))) * (uint64_t)SECTOR;
 	}
 	add_target(w, m, &p);

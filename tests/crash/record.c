@@ -26,6 +26,7 @@
 
 static struct {
 	const char *root; /* NULL: not recording */
+	const struct fs *base;
 	struct tape *t;
 	struct fault f;
 	unsigned calls;
@@ -54,6 +55,7 @@ void record_start(const char *root, const struct fs *base, struct tape *t, struc
 		t->nodes = base->nodes;
 	}
 	rec.root = root;
+	rec.base = base;
 	rec.t = t;
 	rec.f = f;
 	rec.calls = 0;
@@ -486,6 +488,49 @@ CALL(ssize_t, writev, int fd, const struct iovec *iov, int n)
 {
 	not_ours(fd, "writev");
 	return __real_writev(fd, iov, n);
+}
+
+/*
+ * After a failed sync the cache is dropped: from now on everybody sees what is on the disk, half of the lost
+ * writes, and that is what a power cut leaves of them, too.
+ */
+static void drop_cache(int fd, int node)
+{
+	struct fs now;
+	bool lost = false;
+
+	tape_seal(rec.t);
+	for (unsigned i = 0; i < rec.t->n; i++) {
+		struct event *e = &rec.t->ev[i];
+
+		if (e->kind >= EV_SYNC || e->node != node || e->fate != FATE_OPEN || e->covered >= rec.t->n ||
+		    !rec.t->ev[e->covered].failed)
+			continue;
+		e->fate = (i * 2654435761u + rec.f.at) >> 7 & 1 ? FATE_THERE : FATE_GONE;
+		lost = true;
+	}
+	if (!lost)
+		return;
+	fs_replay(&now, rec.base, rec.t, rec.t->n, (struct choice){ TAKE_ALL, 0 });
+	if (__real_ftruncate(fd, (off_t)now.node[node].size) < 0 ||
+	    __real_pwrite(fd, now.node[node].data, now.node[node].size, 0) != (ssize_t)now.node[node].size)
+		die("the cache cannot be dropped: %s", strerror(errno));
+	fs_free(&now);
+}
+
+CALL(int, posix_fadvise, int fd, off_t off, off_t len, int advice)
+{
+	struct stat st;
+
+	if (rec.root && advice == POSIX_FADV_DONTNEED && fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
+		drop_cache(fd, node_of(fd, &st));
+	return __real_posix_fadvise(fd, off, len, advice);
+}
+
+int __wrap_posix_fadvise64(int fd, off_t off, off_t len, int advice);
+int __wrap_posix_fadvise64(int fd, off_t off, off_t len, int advice)
+{
+	return __wrap_posix_fadvise(fd, off, len, advice);
 }
 
 /* The names that glibc gives the same calls for 64-bit offsets. */
