@@ -30,6 +30,7 @@ struct stream_pipe {
 	const char *name;   /* for messages */
 	bool (*stop)(void); /* asked while waiting: true ends with IMG_AGAIN. May be NULL */
 	uint64_t rate;	    /* bytes a second when writing, 0: no limit */
+	const uint64_t *live_rate; /* the same, looked at again and again; NULL: RATE stays */
 	uint64_t checkpoint; /* bytes between checkpoints when writing, 0: the usual */
 	uint64_t ready;	    /* when the next byte may go; nanoseconds, private */
 };

@@ -75,7 +75,7 @@ static int pace(struct stream_pipe *p, size_t len, struct img_err *err)
 {
 	uint64_t now = now_ns();
 
-	while (now < p->ready) {
+	while (now < p->ready && (!p->live_rate || *p->live_rate == p->rate)) {
 		uint64_t left = u64_min(p->ready - now, WAIT_MS * 1000000ull);
 		struct timespec ts = {(time_t)(left / NSEC), (long)(left % NSEC)};
 
@@ -83,6 +83,12 @@ static int pace(struct stream_pipe *p, size_t len, struct img_err *err)
 			return -1;
 		nanosleep(&ts, NULL);
 		now = now_ns();
+	}
+	if (p->live_rate && *p->live_rate != p->rate) {
+		p->rate = *p->live_rate;
+		p->ready = now;
+		if (!p->rate)
+			return 0;
 	}
 	/* Time that was lost waiting for the reader is made good up to 100 ms. */
 	p->ready = u64_max(p->ready, now > NSEC / 10 ? now - NSEC / 10 : 0) + len * NSEC / p->rate;
@@ -115,15 +121,15 @@ static void iov_advance(struct iovec **iov, int *count, size_t n)
 
 int stream_pipe_write(struct stream_pipe *p, struct iovec *iov, int n, struct img_err *err)
 {
-	const size_t most = quantum(p);
-
 	iov_advance(&iov, &n, 0);
 	while (n) {
 		struct iovec head = *iov;
 		ssize_t put;
 
-		if (head.iov_len > most)
-			head.iov_len = most;
+		if (p->live_rate && !p->rate)
+			p->rate = *p->live_rate;
+		if (head.iov_len > quantum(p))
+			head.iov_len = quantum(p);
 		if (stopped(p, err) || (p->rate && pace(p, head.iov_len, err)))
 			return -1;
 		put = p->rate ? writev(p->fd, &head, 1)

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -24,6 +25,7 @@ static const char help[] =
 	"      --compress[=LEVEL]  compress with zstd where it pays (level 1 to 19; default 1)\n"
 	"      --rate-limit=RATE   at most RATE bytes a second (10M, 100mbit)\n"
 	"      --resume=TOKEN      go on where vhd-recv --token says; empty: from the start\n"
+	"      --rate-file=FILE    the same as FILE says, read again at SIGHUP; 0: no limit\n"
 	"      --checkpoint=SIZE   a place to go on after every SIZE bytes (at most 256M)\n"
 	"      --receipt=FILE      identity, sums and counts of what was sent, in JSON\n"
 	"      --raw               DISK is a raw disk\n"
@@ -46,6 +48,7 @@ struct send {
 	bool verify_base, json, force;
 	int dry, level;
 	uint64_t rate, checkpoint;
+	const char *rate_file;
 	struct img_chain *chain;
 	unsigned base; /* the first layer that is not sent */
 	struct stream_begin begin;
@@ -61,7 +64,7 @@ struct send {
 	uint8_t *piece;
 };
 
-enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT, OPT_RAW, OPT_RESUME, OPT_CHECKPOINT };
+enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT, OPT_RAW, OPT_RESUME, OPT_CHECKPOINT, OPT_RATE_FILE };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -70,6 +73,7 @@ static const struct option options[] = {
 	{"verify-base", no_argument, NULL, OPT_VERIFY_BASE},
 	{"compress", optional_argument, NULL, OPT_COMPRESS},
 	{"rate-limit", required_argument, NULL, OPT_RATE},
+	{"rate-file", required_argument, NULL, OPT_RATE_FILE},
 	{"receipt", required_argument, NULL, OPT_RECEIPT},
 	{"raw", no_argument, NULL, OPT_RAW},
 	{"checkpoint", required_argument, NULL, OPT_CHECKPOINT},
@@ -79,6 +83,60 @@ static const struct option options[] = {
 	{"force", no_argument, NULL, 'f'},
 	{NULL, 0, NULL, 0},
 };
+
+static volatile sig_atomic_t reread_rate;
+static const char *rate_file;
+static uint64_t rate_now;
+
+static void on_hup(int sig)
+{
+	(void)sig;
+	reread_rate = 1;
+}
+
+static int read_rate(struct img_err *err)
+{
+	char line[64] = "";
+	FILE *f = fopen(rate_file, "re");
+	uint64_t rate = 0;
+
+	if (!f)
+		return img_err_errno(err, errno, "%s", rate_file);
+	if (!fgets(line, sizeof(line), f))
+		line[0] = '\0';
+	fclose(f);
+	line[strcspn(line, " \t\r\n")] = '\0';
+	if (strcmp(line, "0") != 0 && !cli_rate(line, &rate))
+		return img_err_set(err, IMG_USAGE, "%s: '%s' is not a rate", rate_file, line);
+	rate_now = rate;
+	return 0;
+}
+
+/* Asked before each write and while waiting. A rate that cannot be read leaves the old one. */
+static bool stop(void)
+{
+	struct img_err err = {0};
+
+	if (reread_rate) {
+		reread_rate = 0;
+		if (read_rate(&err))
+			cli_warn("%s; the rate stays as it is", err.msg);
+	}
+	return cli_interrupted();
+}
+
+/* Only here: without a file a lost terminal should end the transfer. */
+static int watch_rate(const struct send *s, struct img_err *err)
+{
+	struct sigaction sa = {.sa_handler = on_hup};
+
+	rate_now = s->rate;
+	rate_file = s->rate_file;
+	if (!rate_file)
+		return 0;
+	sigaction(SIGHUP, &sa, NULL);
+	return read_rate(err);
+}
 
 static int parse_level(const char *s)
 {
@@ -108,6 +166,9 @@ static void set_option(struct send *s, int opt)
 	case OPT_RATE:
 		if (!cli_rate(optarg, &s->rate) || !s->rate)
 			cli_usage("--rate-limit=%s: not a rate", optarg);
+		break;
+	case OPT_RATE_FILE:
+		s->rate_file = optarg;
 		break;
 	case OPT_RECEIPT:
 		s->receipt = optarg;
@@ -150,6 +211,8 @@ static void parse(struct send *s, int argc, char **argv)
 	if (argc - optind != 1)
 		cli_usage(argc == optind ? "which disk?" : "one disk a stream");
 	s->disk = argv[optind];
+	if (s->rate && s->rate_file)
+		cli_usage("either --rate-limit or --rate-file");
 	if (s->verify_base && !s->from)
 		cli_usage("--verify-base goes with --from");
 	if (s->json && !s->dry)
@@ -454,8 +517,9 @@ static int send_all(struct send *s, struct img_err *err)
 {
 	struct stream_pipe to = {.fd = s->dry ? -1 : STDOUT_FILENO,
 				 .name = "standard output",
-				 .stop = cli_interrupted,
-				 .rate = s->rate,
+				 .stop = stop,
+				 .rate = rate_now,
+				 .live_rate = s->rate_file ? &rate_now : NULL,
 				 .checkpoint = s->checkpoint};
 	struct img_sum *content = NULL;
 
@@ -493,7 +557,7 @@ int main(int argc, char **argv)
 		img_err_set(&err, IMG_IO, "standard output is closed");
 		goto out;
 	}
-	if ((s.receipt && receipt_check(s.receipt, s.force, &err)) ||
+	if (watch_rate(&s, &err) || (s.receipt && receipt_check(s.receipt, s.force, &err)) ||
 	    (s.resume && stream_token_get(s.resume, &s.token, &err)))
 		goto out;
 	if (img_open(&s.chain, s.disk, &s.common.open, &err) || describe(&s, &err))

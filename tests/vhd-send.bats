@@ -170,6 +170,27 @@ holds() {
 	[ $took -gt 1700000 ] && [ $took -lt 8000000 ] || fail "took $took µs"
 }
 
+@test "a rate from a file is changed while it runs" {
+	head -c 3M /dev/urandom >disk.raw
+	echo 100K >rate
+	vhd-send --raw --rate-file=rate disk.raw >s 3>&- &
+	local sender=$! began=${EPOCHREALTIME/./}
+	sleep 1.5
+	[ "$(stat -c %s s)" -lt 600000 ]
+	echo nonsense >rate
+	kill -HUP $sender
+	sleep 0.5
+	[ "$(stat -c %s s)" -lt 800000 ]
+	echo 0 >rate
+	kill -HUP $sender
+	wait $sender
+	[ $((${EPOCHREALTIME/./} - began)) -lt 8000000 ]
+	holds s disk.raw
+	echo 5x >rate
+	refused 64 vhd-send --raw --rate-file=rate disk.raw
+	refused 66 vhd-send --raw --rate-file=gone disk.raw
+}
+
 @test "checkpoints come at least every five seconds" {
 	head -c 1200000 /dev/urandom >disk.raw
 	vhd-send --raw --rate-limit=200000 disk.raw >s
