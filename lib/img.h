@@ -234,6 +234,10 @@ int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force
 #define IMG_SUM_STR 33 /* bytes of a printed sum, with the NUL */
 struct img_sum; /* takes the disk's bytes in ascending order */
 struct img_sum *img_sum_new(uint64_t size);
+/* Of one chunk. */
+void img_sum_chunk(const void *buf, size_t len, uint64_t seed, uint8_t sum[IMG_SUM_BYTES]);
+/* With a seed for the chunks' sums; 0 is that of the content sum. */
+struct img_sum *img_sum_new_seeded(uint64_t size, uint64_t seed);
 void img_sum_free(struct img_sum *s);
 void img_sum_data(struct img_sum *s, const void *buf, size_t len);
 void img_sum_zeros(struct img_sum *s, uint64_t len);
@@ -252,6 +256,9 @@ void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR]);
 int img_identity(struct img_chain *c, unsigned from, unsigned to, uint8_t out[IMG_SUM_BYTES],
 		 struct img_err *err);
 /* The sum of a whole chain. PROGRESS as for img_merge(). */
+int img_sum_chain_into(struct img_chain *c, struct img_sum *s,
+		       int (*progress)(void *ctx, uint64_t done, uint64_t planned), void *ctx,
+		       struct img_err *err);
 int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
 		  void *ctx, char out[IMG_SUM_STR], struct img_err *err);
 

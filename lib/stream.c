@@ -257,7 +257,7 @@ size_t stream_begin_put(uint8_t *buf, const struct stream_begin *b)
 	p = put_hint(p, FIELD_CREATOR, v, 8);
 	le32_put(v, b->timestamp);
 	p = put_hint(p, FIELD_TIMESTAMP, v, 4);
-	if (b->kind == STREAM_INCREMENT) {
+	if (b->kind != STREAM_WHOLE) {
 		p = put_field(p, FIELD_BASE_UUID, b->base_uuid, 16);
 		p = put_u64(p, FIELD_BASE_SIZE, b->base_size);
 		p = put_sum_str(p, FIELD_BASE_SUM, b->base_sum);
@@ -380,7 +380,7 @@ static void make_printable(char *s, size_t len)
 static int begin_check(const struct stream_begin *b, uint32_t kind, uint32_t type,
 		       const struct stream_where *at, struct img_err *err)
 {
-	if (kind > STREAM_INCREMENT)
+	if (kind > STREAM_DIFFERENCE)
 		return stream_bad(at, err, "a stream of an unknown kind, %u", kind);
 	if (type > IMG_DIFFERENCING)
 		return stream_bad(at, err, "a disk of an unknown type, %u", type);
@@ -444,7 +444,7 @@ int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b, str
 	b->planned_records = le64_get(records);
 	if (field_find(f, n, FIELD_BASE_SUM)->seen)
 		stream_sum_str(base_sum, b->base_sum);
-	if (b->kind == STREAM_INCREMENT &&
+	if (b->kind != STREAM_WHOLE &&
 	    (!field_find(f, n, FIELD_BASE_UUID)->seen || !field_find(f, n, FIELD_BASE_SIZE)->seen))
 		return stream_bad(at, err, "an increment that does not say of what");
 	if (m) {

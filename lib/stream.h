@@ -22,6 +22,7 @@
 enum stream_kind {
 	STREAM_WHOLE = 0,     /* every byte of the disk */
 	STREAM_INCREMENT = 1, /* what is absent is as in the base */
+	STREAM_DIFFERENCE = 2, /* the same; the base is a stale copy of the same disk */
 };
 
 /* One end of a pipe. */
@@ -142,6 +143,8 @@ int stream_write_data(struct stream_writer *w, uint64_t off, const uint8_t *buf,
 		      struct img_err *err);
 int stream_write_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err);
 /* Everything is out when this returns. */
+/* The content sum of the disk, for END, of an increment whose sender knows it. */
+void stream_write_content(struct stream_writer *w, const char sum[IMG_SUM_STR]);
 int stream_write_end(struct stream_writer *w, struct stream_totals *totals, struct img_err *err);
 /* Tells the receiver, if it can still be told, why there will be no END. */
 void stream_write_abort(struct stream_writer *w, const struct img_err *why);

@@ -244,6 +244,11 @@ int stream_write_resume(struct stream_writer **out, const struct stream_pipe *to
 	return 0;
 }
 
+void stream_write_content(struct stream_writer *w, const char sum[IMG_SUM_STR])
+{
+	memcpy(w->totals.content_sum, sum, IMG_SUM_STR);
+}
+
 uint64_t stream_write_sent(const struct stream_writer *w)
 {
 	return w->totals.wire_bytes - w->skipped;
@@ -451,7 +456,7 @@ uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint)
 	uint64_t mark = STREAM_HEADER + stream_checkpoint_put(buf, &m);
 	uint64_t n = begin->planned_bytes + begin->planned_records * STREAM_HEADER;
 
-	if (begin->kind != STREAM_WHOLE)
+	if (begin->kind == STREAM_INCREMENT)
 		m.totals.content_sum[0] = '\0';
 	n += STREAM_PREAMBLE + STREAM_HEADER + stream_begin_put(buf, begin);
 	n += STREAM_HEADER + stream_end_put(buf, &m);

@@ -18,12 +18,26 @@ struct img_sum {
 	uint64_t fill;	/* bytes in the chunk so far */
 	XXH128_canonical_t zero_chunk;
 	uint64_t chunk; /* number of the present one */
+	uint64_t seed;
 	void (*watch)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
 	void *ctx;
 	uint8_t zeros[64 << 10];
 };
 
+void img_sum_chunk(const void *buf, size_t len, uint64_t seed, uint8_t sum[IMG_SUM_BYTES])
+{
+	XXH128_canonical_t c;
+
+	XXH128_canonicalFromHash(&c, XXH3_128bits_withSeed(buf, len, seed));
+	memcpy(sum, c.digest, IMG_SUM_BYTES);
+}
+
 struct img_sum *img_sum_new(uint64_t size)
+{
+	return img_sum_new_seeded(size, 0);
+}
+
+struct img_sum *img_sum_new_seeded(uint64_t size, uint64_t seed)
 {
 	struct img_sum *s = calloc(1, sizeof(*s));
 	uint8_t le[8];
@@ -37,14 +51,15 @@ struct img_sum *img_sum_new(uint64_t size)
 		return NULL;
 	}
 	s->left = size;
+	s->seed = seed;
 	le64_put(le, size);
 	XXH3_128bits_reset(s->all);
 	XXH3_128bits_update(s->all, le, sizeof(le));
-	XXH3_128bits_reset(s->chunk_state);
+	XXH3_128bits_reset_withSeed(s->chunk_state, s->seed);
 	for (size_t n = 0; n < IMG_SUM_CHUNK; n += sizeof(s->zeros))
 		XXH3_128bits_update(s->chunk_state, s->zeros, sizeof(s->zeros));
 	XXH128_canonicalFromHash(&s->zero_chunk, XXH3_128bits_digest(s->chunk_state));
-	XXH3_128bits_reset(s->chunk_state);
+	XXH3_128bits_reset_withSeed(s->chunk_state, s->seed);
 	return s;
 }
 
@@ -80,7 +95,7 @@ static void end_chunk(struct img_sum *s)
 	XXH128_canonical_t c;
 
 	XXH128_canonicalFromHash(&c, XXH3_128bits_digest(s->chunk_state));
-	XXH3_128bits_reset(s->chunk_state);
+	XXH3_128bits_reset_withSeed(s->chunk_state, s->seed);
 	add_chunks(s, c.digest, 1);
 	s->fill = 0;
 }
@@ -101,7 +116,7 @@ void img_sum_data(struct img_sum *s, const void *buf, size_t len)
 		if (n == IMG_SUM_CHUNK) {
 			XXH128_canonical_t c;
 
-			XXH128_canonicalFromHash(&c, XXH3_128bits(p, n));
+			XXH128_canonicalFromHash(&c, XXH3_128bits_withSeed(p, n, s->seed));
 			s->left -= n;
 			add_chunks(s, c.digest, 1);
 		} else {
@@ -142,24 +157,22 @@ void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR])
 		snprintf(out + 2 * i, 3, "%02x", c.digest[i]);
 }
 
-int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
-		  void *ctx, char out[IMG_SUM_STR], struct img_err *err)
+int img_sum_chain_into(struct img_chain *c, struct img_sum *s,
+		       int (*progress)(void *ctx, uint64_t done, uint64_t planned), void *ctx,
+		       struct img_err *err)
 {
-	struct img_sum *s = img_sum_new(img_size(c));
 	uint8_t *buf = aligned_alloc(4096, IMG_SUM_CHUNK);
 	uint64_t size = img_size(c), off = 0;
 	struct img_run run;
 	int rc = -1;
 
-	if (!s || !buf) {
-		img_err_errno(err, ENOMEM, "sum");
-		goto out;
-	}
+	if (!buf)
+		return img_err_errno(err, ENOMEM, "sum");
 	while (off < size) {
 		if (img_map(c, off, size - off, img_layers(c), &run, err) < 0)
 			goto out;
 		if (run.kind == IMG_DATA_RUN) {
-			run.len = u64_min(run.len, IMG_SUM_CHUNK);
+			run.len = u64_min(run.len, IMG_SUM_CHUNK - off % IMG_SUM_CHUNK);
 			if (img_read_run(c, &run, buf, err) < 0)
 				goto out;
 			img_sum_data(s, buf, run.len);
@@ -172,10 +185,23 @@ int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done,
 			goto out;
 		}
 	}
-	img_sum_final(s, out);
 	rc = 0;
 out:
-	img_sum_free(s);
 	free(buf);
+	return rc;
+}
+
+int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
+		  void *ctx, char out[IMG_SUM_STR], struct img_err *err)
+{
+	struct img_sum *s = img_sum_new(img_size(c));
+	int rc;
+
+	if (!s)
+		return img_err_errno(err, ENOMEM, "sum");
+	rc = img_sum_chain_into(c, s, progress, ctx, err);
+	if (rc == 0)
+		img_sum_final(s, out);
+	img_sum_free(s);
 	return rc;
 }

@@ -107,8 +107,10 @@ int readback_check(const char *path, const struct img_open *opts, const struct s
 	if (drop_cache(path, err) || img_open(&c, path, opts, err))
 		return -1;
 	if (img_size(c) == begin->size)
-		rc = begin->kind == STREAM_WHOLE ? check_whole(c, totals, &same, progress, err)
-						 : check_increment(c, totals, &same, progress, err);
+		/* A difference is only right together with the copy that it is from. */
+		rc = begin->kind == STREAM_INCREMENT
+			     ? check_increment(c, totals, &same, progress, err)
+			     : check_whole(c, totals, &same, progress, err);
 	else
 		rc = 0;
 	if (rc == 0 && !same)

@@ -221,7 +221,8 @@ static int check_base_identity(const struct recv *r, struct img_err *err)
 				   "%s: is not the base of this increment: %llu bytes, wanted %llu",
 				   r->parent, (unsigned long long)p->size,
 				   (unsigned long long)r->begin.base_size);
-	if (r->begin.has_uuid && !memcmp(r->begin.uuid, r->begin.base_uuid, 16))
+	if (r->begin.kind == STREAM_INCREMENT && r->begin.has_uuid &&
+	    !memcmp(r->begin.uuid, r->begin.base_uuid, 16))
 		return img_err_set(err, IMG_PROTO, "the stream's disk %s is its own base", want);
 	return 0;
 }
@@ -316,7 +317,7 @@ static int prepare(struct recv *r, const struct stream_begin *begin, struct img_
 	r->begin = *begin;
 	r->create.size = begin->size;
 	r->create.force = r->force;
-	if ((begin->kind == STREAM_INCREMENT ? open_base(r, err) : choose_type(r, err)) ||
+	if ((begin->kind == STREAM_WHOLE ? choose_type(r, err) : open_base(r, err)) ||
 	    check_size(r, err))
 		return -1;
 	if (r->create.type == IMG_DYNAMIC || r->create.type == IMG_DIFFERENCING)
@@ -360,7 +361,8 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 		return exists(r, err);
 	if (prepare(r, begin, err))
 		return -1;
-	if (begin->has_uuid && !r->new_uuid)
+	/* A difference is from the same disk: its child must be another one. */
+	if (begin->has_uuid && !r->new_uuid && begin->kind != STREAM_DIFFERENCE)
 		memcpy(r->uuid, begin->uuid, 16);
 	else
 		img_uuid_new(r->uuid);

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "against.h"
 #include "bytes.h"
 #include "cli.h"
 #include "receipt.h"
@@ -21,6 +22,7 @@ static const char help[] =
 	"Sends what the guest sees of DISK and its parents as a stream (vhd-stream(5)) on stdout.\n"
 	"\n"
 	"      --from=ANCESTOR     only what lies above ANCESTOR, a parent in DISK's chain\n"
+	"      --against=SUMS      only what differs from a stale copy, whose vhd-sum --blocks this is\n"
 	"      --verify-base       read ANCESTOR and send its content sum along\n"
 	"      --compress[=LEVEL]  compress with zstd where it pays (level 1 to 19; default 1)\n"
 	"      --rate-limit=RATE   at most RATE bytes a second (10M, 100mbit)\n"
@@ -48,7 +50,8 @@ struct send {
 	bool verify_base, json, force;
 	int dry, level;
 	uint64_t rate, checkpoint;
-	const char *rate_file;
+	const char *rate_file, *sums;
+	struct against *against;
 	struct img_chain *chain;
 	unsigned base; /* the first layer that is not sent */
 	struct stream_begin begin;
@@ -64,7 +67,7 @@ struct send {
 	uint8_t *piece;
 };
 
-enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT, OPT_RAW, OPT_RESUME, OPT_CHECKPOINT, OPT_RATE_FILE };
+enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT, OPT_RAW, OPT_RESUME, OPT_CHECKPOINT, OPT_RATE_FILE, OPT_AGAINST };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -74,6 +77,7 @@ static const struct option options[] = {
 	{"compress", optional_argument, NULL, OPT_COMPRESS},
 	{"rate-limit", required_argument, NULL, OPT_RATE},
 	{"rate-file", required_argument, NULL, OPT_RATE_FILE},
+	{"against", required_argument, NULL, OPT_AGAINST},
 	{"receipt", required_argument, NULL, OPT_RECEIPT},
 	{"raw", no_argument, NULL, OPT_RAW},
 	{"checkpoint", required_argument, NULL, OPT_CHECKPOINT},
@@ -167,6 +171,9 @@ static void set_option(struct send *s, int opt)
 		if (!cli_rate(optarg, &s->rate) || !s->rate)
 			cli_usage("--rate-limit=%s: not a rate", optarg);
 		break;
+	case OPT_AGAINST:
+		s->sums = optarg;
+		break;
 	case OPT_RATE_FILE:
 		s->rate_file = optarg;
 		break;
@@ -211,6 +218,8 @@ static void parse(struct send *s, int argc, char **argv)
 	if (argc - optind != 1)
 		cli_usage(argc == optind ? "which disk?" : "one disk a stream");
 	s->disk = argv[optind];
+	if (s->sums && s->from)
+		cli_usage("either --against or --from");
 	if (s->rate && s->rate_file)
 		cli_usage("either --rate-limit or --rate-file");
 	if (s->verify_base && !s->from)
@@ -255,6 +264,20 @@ static int describe_base(struct send *s, struct img_err *err)
 	return rc;
 }
 
+static int describe_stale(struct send *s, struct img_err *err)
+{
+	if (against_open(&s->against, s->sums, err))
+		return -1;
+	if (against_size(s->against) != s->begin.size)
+		return img_err_set(err, IMG_DATA,
+				   "%s: are of a disk of %" PRIu64 " bytes, %s has %" PRIu64, s->sums,
+				   against_size(s->against), s->disk, s->begin.size);
+	s->begin.kind = STREAM_DIFFERENCE;
+	s->begin.base_size = s->begin.size;
+	(void)against_uuid(s->against, s->begin.base_uuid);
+	return 0;
+}
+
 static int describe(struct send *s, struct img_err *err)
 {
 	const struct img_info *leaf = img_layer_info(s->chain, 0);
@@ -274,7 +297,7 @@ static int describe(struct send *s, struct img_err *err)
 	b->creator_version = leaf->creator_version;
 	b->timestamp = leaf->timestamp;
 	s->base = img_layers(s->chain);
-	if (s->from && describe_base(s, err))
+	if ((s->from && describe_base(s, err)) || (s->sums && describe_stale(s, err)))
 		return -1;
 	b->has_source = true;
 	return img_identity(s->chain, 0, s->base, b->source, err);
@@ -428,8 +451,11 @@ static int prove_same(struct send *s, struct img_sum **content, struct img_err *
 	int rc = -1;
 
 	if (t->has_source && !memcmp(t->source, s->begin.source, sizeof(sum)) &&
-	    (!t->append || s->from))
+	    (!t->append || s->from || s->against))
 		return 0;
+	if (s->against)
+		return img_err_set(err, IMG_DATA, "%s: was written to since its first part was sent",
+				   s->disk);
 	if (t->append && !s->from)
 		*content = img_sum_new(s->begin.size);
 	trail = stream_trail_new();
@@ -458,6 +484,79 @@ static int begin_stream(struct send *s, const struct stream_pipe *to, struct img
 	return stream_write_begin(&s->writer, to, s->level, &s->begin, err);
 }
 
+/* One chunk of the disk; *ZERO when nothing in it has data. */
+static int read_chunk(struct send *s, uint64_t off, uint64_t len, uint8_t *buf, bool *zero,
+		      struct img_err *err)
+{
+	struct img_run run;
+
+	if (img_map(s->chain, off, len, s->base, &run, err))
+		return -1;
+	*zero = run.kind != IMG_DATA_RUN && run.len == len;
+	if (*zero)
+		return 0;
+	for (uint64_t at = 0; at < len; at += run.len) {
+		if (img_map(s->chain, off + at, len - at, s->base, &run, err))
+			return -1;
+		if (run.kind != IMG_DATA_RUN) {
+			memset(buf + at, 0, run.len);
+			continue;
+		}
+		if (img_read_run(s->chain, &run, buf + at, err))
+			return -1;
+	}
+	return 0;
+}
+
+/* All of the disk is read, and summed with the stale copy's seed; what is equal there is not sent. */
+static int walk_against(struct send *s, struct img_err *err)
+{
+	const uint64_t seed = against_seed(s->against), size = s->begin.size;
+	struct img_sum *content = img_sum_new(size);
+	uint8_t stale[IMG_SUM_BYTES], ours[IMG_SUM_BYTES], zeros[IMG_SUM_BYTES], *buf;
+	char sum[IMG_SUM_STR];
+	int rc = -1;
+
+	if (!content) {
+		img_err_errno(err, ENOMEM, "%s", s->disk);
+		goto out;
+	}
+	if (stream_write_space(s->writer, STREAM_PIECE, &buf, err))
+		goto out;
+	img_sum_chunk(memset(buf, 0, STREAM_PIECE), STREAM_PIECE, seed, zeros);
+	for (uint64_t off = 0, len; off < size; off += len) {
+		bool zero;
+
+		len = u64_min(size - off, STREAM_PIECE);
+		if (against_next(s->against, stale, err) ||
+		    stream_write_space(s->writer, STREAM_PIECE, &buf, err) ||
+		    read_chunk(s, off, len, buf, &zero, err))
+			goto out;
+		if (zero)
+			img_sum_zeros(content, len);
+		else
+			img_sum_data(content, buf, (size_t)len);
+		if (zero && len == STREAM_PIECE)
+			memcpy(ours, zeros, sizeof(ours));
+		else
+			img_sum_chunk(zero ? memset(buf, 0, (size_t)len) : buf, (size_t)len, seed, ours);
+		if (off >= s->token.mark.off && memcmp(stale, ours, sizeof(ours)) != 0 &&
+		    (zero ? stream_write_zero(s->writer, off, len, err)
+			  : stream_write_data(s->writer, off, buf, (size_t)len, err)))
+			goto out;
+		if (cli_progress(&s->progress, off, size)) {
+			img_err_set(err, IMG_AGAIN, "interrupted");
+			goto out;
+		}
+	}
+	img_sum_final(content, sum);
+	stream_write_content(s->writer, sum);
+	rc = against_end(s->against, err);
+out:
+	img_sum_free(content);
+	return rc;
+}
+
 static int report_dry(const struct send *s, struct img_err *err)
 {
 	const struct stream_totals *t = &s->totals;
@@ -481,7 +580,7 @@ static int report_dry(const struct send *s, struct img_err *err)
 		printf("{\"version\":1,\"exact\":false,\"kind\":\"%s\",\"size\":%" PRIu64
 		       ",\"bytes\":%" PRIu64 ",\"records\":%" PRIu64 ",\"data_bytes\":%" PRIu64
 		       "}\n",
-		       s->from ? "increment" : "whole", s->begin.size, bytes, records, data);
+		       s->from ? "increment" : s->sums ? "difference" : "whole", s->begin.size, bytes, records, data);
 		return 0;
 	}
 	r.uuid = s->begin.has_uuid ? s->begin.uuid : NULL;
@@ -536,7 +635,7 @@ static int send_all(struct send *s, struct img_err *err)
 	cli_progress_start(&s->progress, &s->common, s->disk);
 	if (begin_stream(s, &to, content, err))
 		return -1;
-	if (walk(s, err) || stream_write_end(s->writer, &s->totals, err)) {
+	if ((s->against ? walk_against(s, err) : walk(s, err)) || stream_write_end(s->writer, &s->totals, err)) {
 		stream_write_abort(s->writer, err);
 		return -1;
 	}
@@ -566,6 +665,7 @@ int main(int argc, char **argv)
 	rc = send_all(&s, &err);
 out:
 	stream_writer_free(s.writer);
+	against_close(s.against);
 	img_close(s.chain);
 	return cli_exit(rc ? cli_fail(&err) : 0);
 }

@@ -15,16 +15,20 @@ static const char help[] =
 	"Sum of what the guest sees on a disk, whatever its layout.\n"
 	"\n"
 	"      --check FILE     compare with the sums in FILE ('-': standard input)\n"
+	"      --blocks         the sum of each MiB of one disk, for vhd-send --against\n"
+	"      --seed=N         of the sums of --blocks, another one for each transfer\n"
 	"      --json           report as JSON\n"
 	CLI_HELP_CHAIN
 	CLI_HELP_COMMON;
 
-enum { OPT_CHECK = CLI_TOOL };
+enum { OPT_CHECK = CLI_TOOL, OPT_BLOCKS, OPT_SEED };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
 	{ "check", required_argument, NULL, OPT_CHECK },
+	{ "blocks", no_argument, NULL, OPT_BLOCKS },
+	{ "seed", required_argument, NULL, OPT_SEED },
 	{ "json", no_argument, NULL, CLI_JSON },
 	{ NULL, 0, NULL, 0 },
 };
@@ -32,7 +36,8 @@ static const struct option options[] = {
 struct job {
 	struct cli_common common;
 	const char *check;
-	bool json;
+	bool json, blocks, seeded;
+	uint64_t seed;
 	int status; /* of the first that failed */
 	unsigned printed;
 };
@@ -81,6 +86,88 @@ static int sum_disk(struct job *j, const char *path, uint64_t *size, char sum[IM
 	cli_progress_end(&progress, *size);
 	img_close(c);
 	return rc;
+}
+
+/* Runs of equal chunks, which are mostly zeros, take one line. */
+struct blocks {
+	uint8_t sum[IMG_SUM_BYTES];
+	uint64_t n;
+};
+
+static void print_run(struct blocks *b)
+{
+	if (!b->n)
+		return;
+	for (size_t i = 0; i < sizeof(b->sum); i++)
+		printf("%02x", b->sum[i]);
+	if (b->n > 1)
+		printf(" %" PRIu64, b->n);
+	putchar('\n');
+	b->n = 0;
+}
+
+static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES])
+{
+	struct blocks *b = ctx;
+
+	(void)first;
+	if (b->n && memcmp(b->sum, sum, sizeof(b->sum)) != 0)
+		print_run(b);
+	memcpy(b->sum, sum, sizeof(b->sum));
+	b->n += n;
+}
+
+static int sum_blocks(struct job *j, const char *path, struct img_err *err)
+{
+	char uuid[IMG_UUID_STR] = "-", end[IMG_SUM_STR];
+	struct cli_progress progress;
+	struct blocks blocks = { .n = 0 };
+	struct img_sum *s = NULL;
+	struct img_chain *c;
+	int rc = -1;
+
+	if (img_open(&c, path, &j->common.open, err) < 0)
+		return -1;
+	cli_warn_chain(&j->common, c);
+	if (img_layer_info(c, 0)->has_uuid)
+		img_uuid_str(img_layer_info(c, 0)->uuid, uuid);
+	printf("vhd-sums 1 %" PRIu64 " %" PRIu64 " %s\n", img_size(c), j->seed, uuid);
+	cli_progress_start(&progress, &j->common, "sum");
+	s = img_sum_new_seeded(img_size(c), j->seed);
+	if (!s) {
+		img_err_errno(err, ENOMEM, "%s", path);
+	} else {
+		img_sum_watch(s, on_chunks, &blocks);
+		rc = img_sum_chain_into(c, s, cli_progress, &progress, err);
+	}
+	if (rc == 0) {
+		print_run(&blocks);
+		img_sum_final(s, end);
+		printf("end %s\n", end);
+	}
+	cli_progress_end(&progress, img_size(c));
+	img_sum_free(s);
+	img_close(c);
+	return rc;
+}
+
+static void do_blocks(struct job *j, const char *path)
+{
+	struct img_err err = { 0 };
+
+	if (sum_blocks(j, path, &err) < 0)
+		j->status = cli_fail(&err);
+}
+
+static void parse_seed(struct job *j, const char *s)
+{
+	char *end;
+
+	errno = 0;
+	j->seed = strtoull(s, &end, 10);
+	if (errno || *end || *s < '0' || *s > '9')
+		cli_usage("--seed=%s: not a number below 2^64", s);
+	j->seeded = true;
 }
 
 static void print_result(struct job *j, const char *path, uint64_t size, const char *sum,
@@ -186,11 +273,22 @@ int main(int argc, char **argv)
 		if (opt == OPT_CHECK)
 			j.check = optarg;
 		j.json |= opt == CLI_JSON;
+		j.blocks |= opt == OPT_BLOCKS;
+		if (opt == OPT_SEED)
+			parse_seed(&j, optarg);
 	}
 	if (j.check ? optind < argc : optind == argc)
 		cli_usage(j.check ? "either --check or DISK" : "DISK is missing");
+	if (j.blocks && (j.check || j.json || argc - optind != 1))
+		cli_usage("--blocks is for one disk, without --check and --json");
+	if (j.seeded && !j.blocks)
+		cli_usage("--seed goes with --blocks");
 	cli_catch_signals();
 	j.common.open.maybe_raw = true;
+	if (j.blocks) {
+		do_blocks(&j, argv[optind]);
+		return cli_exit(j.status);
+	}
 	if (j.json)
 		fputs("{\"version\":1,\"sums\":[", stdout);
 	if (j.check)

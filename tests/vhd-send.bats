@@ -334,3 +334,63 @@ holds() {
 	refused 64 vhd-send --dry-run=guess base.vhd
 	refused 64 vhd-send --dry-run --receipt=r base.vhd
 }
+
+# stale: old.vhd is what disk.vhd was; three of its chunks changed since
+stale() {
+	head -c 40M /dev/urandom >old.raw
+	truncate -s 200M old.raw
+	cp old.raw new.raw
+	printf changed | dd of=new.raw bs=1 seek=5000000 conv=notrunc status=none
+	dd if=/dev/zero of=new.raw bs=1M seek=9 count=1 conv=notrunc status=none
+	printf new | dd of=new.raw bs=1 seek=150000000 conv=notrunc status=none
+	vhd-convert -q --from=raw --type=dynamic old.raw old.vhd
+	vhd-send --raw new.raw | vhd-recv --type=dynamic new.vhd
+}
+
+@test "against sums of a stale copy only the difference is sent" {
+	stale
+	local n
+	for n in 0 77; do
+		vhd-sum --blocks --seed=$n old.vhd >sums
+		[ "$(wc -l <sums)" -lt 50 ]
+		vhd-send --against=sums new.vhd >s
+		[ "$(stat -c %s s)" -lt 2100000 ]
+		dump --raw=out.raw --base=old.raw s >/dev/null
+		cmp out.raw new.raw
+	done
+	vhd-sum --blocks old.vhd | vhd-send --against=- new.vhd | vhd-recv --verify --parent=old.vhd child.avhd
+	[ "$(vhd-sum child.avhd | cut -d' ' -f1)" = "$(vhd-sum new.raw | cut -d' ' -f1)" ]
+	[ "$(vhd-send --against=sums old.vhd | wc -c)" -lt 1000 ]
+}
+
+@test "a difference goes on after an interruption" {
+	stale
+	vhd-sum --blocks old.vhd >sums
+	head -c 30M /dev/urandom | dd of=new.raw conv=notrunc status=none
+	send() { vhd-send --raw --checkpoint=4M --against=sums --resume="$(vhd-recv --token out)" new.raw; }
+	send | head -c 15000000 | vhd-recv --parent=old.vhd out || :
+	[ "$(send | tee rest | wc -c)" -lt 21000000 ]
+	vhd-recv --verify --parent=old.vhd out <rest
+	[ "$(vhd-sum out | cut -d' ' -f1)" = "$(vhd-sum new.raw | cut -d' ' -f1)" ]
+}
+
+@test "a dry run against sums is exact" {
+	stale
+	vhd-sum --blocks old.vhd >sums
+	run --separate-stderr vhd-send --against=sums --dry-run --json new.vhd
+	[ "$(json .bytes)" -eq "$(vhd-send --against=sums new.vhd | wc -c)" ]
+}
+
+@test "sums that are cut, damaged or of another size are refused, and nothing comes of them" {
+	stale
+	vhd-sum --blocks old.vhd >good
+	local e
+	for e in '$d' '3d' '5s/./f/' '1s/209715200/4/' '1s/1/2/' '7s/$/ 99999/' '8s/$/ x/' 's/end/eno/'; do
+		sed "$e" good >sums
+		run --separate-stderr bash -c 'vhd-send --against=sums new.vhd | vhd-recv --parent=old.vhd out; exit "${PIPESTATUS[0]}"'
+		assert_status 65
+		[ ! -e out ] || fail "$e"
+	done
+	refused 66 vhd-send --against=gone new.vhd
+	refused 64 vhd-send --against=good --from=old.vhd new.vhd
+}

@@ -233,3 +233,19 @@ sum() {
 	vhd-convert -q --type=dynamic c30.vhd flat.vhd
 	[ "$(vhd-sum flat.vhd | cut -d' ' -f1)" = "$sum" ]
 }
+
+@test "sums of blocks: of each MiB, seeded, and the whole in the end" {
+	model make disk.vhd --size=9M --fill=30:64K --raw=raw
+	run vhd-sum --blocks disk.vhd
+	assert_status 0
+	[ "${lines[0]}" = "vhd-sums 1 9437184 0 $(vhd-info --json disk.vhd | jq -r '.. | .uuid? // empty' | head -n 1)" ]
+	[ "${lines[1]}" = "$(head -c 1M raw | xxh128sum | cut -d' ' -f1)" ]
+	[ "$(tail -n 1 <<<"$output")" = "end $(vhd-sum disk.vhd | cut -d' ' -f1)" ]
+	[ "$(sed '1d;$d' <<<"$output" | awk '{ n += NF > 1 ? $2 : 1 } END { print n }')" -eq 9 ]
+	[ "$(vhd-sum --blocks --seed=5 disk.vhd | sed 1d)" != "$(sed 1d <<<"$output")" ]
+	run --separate-stderr vhd-sum --blocks raw
+	[[ ${lines[0]} == "vhd-sums 1 9437184 0 -" ]]
+	refused 64 vhd-sum --blocks disk.vhd raw
+	refused 64 vhd-sum --seed=1 disk.vhd
+	refused 64 vhd-sum --blocks --seed=-1 disk.vhd
+}

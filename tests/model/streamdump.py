@@ -256,7 +256,7 @@ class Reader:
     def on_begin(self, r):
         need(not self.begin, "a second BEGIN")
         b = self.begin = fields(BEGIN, r.payload)
-        need(b["kind"] <= 1, "unknown kind")
+        need(b["kind"] <= 2, "unknown kind")
         need(b["type"] <= 3, "unknown type")
         need(b["size"] <= MAX_SIZE, "too big")
         bs = b["block_size"]
@@ -326,7 +326,7 @@ class Reader:
                 self.mark(r)
             n += 1
         b = self.begin
-        out = {"kind": ("whole", "increment")[b["kind"]], "size": b["size"], "records": n,
+        out = {"kind": ("whole", "increment", "difference")[b["kind"]], "size": b["size"], "records": n,
                "bytes": len(self.data), "stream_sum": self.sum.hex(), "type": b["type"],
                "uuid": b["uuid"].hex() if "uuid" in b else None,
                "content_sum": self.end["content_sum"].hex() if "content_sum" in self.end else None}
