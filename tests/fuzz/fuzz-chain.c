@@ -622,7 +622,11 @@ static const struct {
 
 static void no_error(void *ctx, const struct img_fault *f)
 {
-	(void)ctx;
+	const bool *mixed = ctx;
+
+	/* A layer that a merge left behind is no disk any more, and its parent may have grown. */
+	if (*mixed && strcmp(f->id, "parent-wrong-size") == 0)
+		return;
 	if (f->severity == IMG_ERROR && strncmp(f->id, "merge-", 6) != 0)
 		fuzz_die(NULL, "%s at %lld of %s: found %s, expected %s", f->id, (long long)f->offset,
 			 f->path, f->found, f->expected);
@@ -631,12 +635,15 @@ static void no_error(void *ctx, const struct img_fault *f)
 /* After all that the files are sound. */
 static void check_all(void)
 {
-	struct img_check o = { .chain = true, .fault = no_error };
+	bool any = false;
+	struct img_check o = { .chain = true, .fault = no_error, .ctx = &any };
 	struct img_check_result r;
 	struct img_err err = { 0 };
 
 	if (d.raw && d.layers == 1)
 		return;
+	for (unsigned i = 0; i < d.layers; i++)
+		any |= d.layer[i].mixed;
 	if (img_check(fuzz_path(d.leaf->name), &o, &r, &err) < 0)
 		fuzz_die(&err, "check");
 }
