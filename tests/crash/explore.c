@@ -2,7 +2,7 @@
 /*
  * explore: what is left of an operation that was cut short.
  *
- *   explore [--op=NAME]… [--seed=HEX] [--states=N] [--dir=DIR]
+ *   explore [--op=NAME]… [--seed=HEX] [--states=N] [--seconds=N] [--dir=DIR]
  *   explore --replay=NAME:HEX:STEPS
  *
  * An operation is run once on small images and its changes are recorded (record.h). Then every state
@@ -64,6 +64,15 @@ struct job {
 
 struct folder {
 	char top[500], work[500], pool[500];
+};
+
+struct arguments {
+	const struct op *op[16];
+	int n;
+	uint64_t seed;
+	unsigned long states, seconds; /* whichever comes first */
+	const char *dir;
+	char *replay;
 };
 
 static struct {
@@ -472,25 +481,29 @@ static unsigned long states(void)
 	return count.prefixes + count.subsets + count.faults + count.kills + count.twice;
 }
 
-static bool explore(struct job *j, const struct op *op, uint64_t seed, unsigned long limit,
-		    const struct folder *f)
+static double seconds_now(void)
 {
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+static bool explore(struct job *j, const struct op *op, const struct arguments *a, const struct folder *f)
+{
+	double began = seconds_now();
 	struct rng r;
-	struct timespec a, b;
 
 	memset(&count, 0, sizeof(count));
-	rng_seed(&r, seed ^ XXH3_64bits(op->name, strlen(op->name)));
-	clock_gettime(CLOCK_MONOTONIC, &a);
+	rng_seed(&r, a->seed ^ XXH3_64bits(op->name, strlen(op->name)));
 	do
 		if (!scenario(j, op, rng_next(&r) >> 16, f))
 			return false;
-	while (states() < limit);
-	clock_gettime(CLOCK_MONOTONIC, &b);
+	while (states() < a->states && seconds_now() - began < (double)a->seconds);
 	printf("ok: %s: %lu states (%lu prefixes, %lu subsets and torn writes, %lu failed calls, %lu kills, "
 	       "%lu of a second crash) of %lu scenarios, finished %lu times, %.1f s\n",
 	       op->name, states(), count.prefixes, count.subsets, count.faults, count.kills, count.twice,
-	       count.scenarios, count.again,
-	       (double)(b.tv_sec - a.tv_sec) + (double)(b.tv_nsec - a.tv_nsec) / 1e9);
+	       count.scenarios, count.again, seconds_now() - began);
 	fflush(stdout);
 	return true;
 }
@@ -635,7 +648,8 @@ static void remove_folder(struct folder *f)
 
 static void usage(FILE *f)
 {
-	fputs("usage: explore [--op=NAME]... [--seed=HEX] [--states=N] [--dir=DIR]\n"
+	fputs("usage: explore [--op=NAME]... [--seed=HEX] [--states=N] [--seconds=N]\n"
+	      "               [--dir=DIR]\n"
 	      "       explore --replay=NAME:SEED:STEPS [--dir=DIR]\n"
 	      "operations:",
 	      f);
@@ -644,26 +658,18 @@ static void usage(FILE *f)
 	fputc('\n', f);
 }
 
-struct arguments {
-	const struct op *op[16];
-	int n;
-	uint64_t seed;
-	unsigned long states;
-	const char *dir;
-	char *replay;
-};
-
 static void parse_arguments(struct arguments *a, int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "op", required_argument, NULL, 'o' },	    { "seed", required_argument, NULL, 's' },
 		{ "states", required_argument, NULL, 'n' }, { "dir", required_argument, NULL, 'd' },
+		{ "seconds", required_argument, NULL, 't' },
 		{ "replay", required_argument, NULL, 'r' }, { "help", no_argument, NULL, 'h' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int opt;
 
-	*a = (struct arguments){ .seed = fresh_seed(), .states = 2000 };
+	*a = (struct arguments){ .seed = fresh_seed(), .states = 2000, .seconds = ULONG_MAX };
 	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
 		if (opt == 'o' && a->n < 16)
 			a->op[a->n++] = find_op(optarg, strlen(optarg));
@@ -671,6 +677,8 @@ static void parse_arguments(struct arguments *a, int argc, char **argv)
 			a->seed = strtoull(optarg, NULL, 16);
 		else if (opt == 'n')
 			a->states = strtoul(optarg, NULL, 10);
+		else if (opt == 't')
+			a->seconds = strtoul(optarg, NULL, 10);
 		else if (opt == 'd')
 			a->dir = optarg;
 		else if (opt == 'r')
@@ -703,7 +711,7 @@ int main(int argc, char **argv)
 	} else {
 		printf("seed %" PRIx64 "\n", a.seed);
 		for (int i = 0; a.op[i] && i < 16; i++)
-			rc |= !explore(j, a.op[i], a.seed, a.states, &f);
+			rc |= !explore(j, a.op[i], &a, &f);
 	}
 	remove_folder(&f);
 	free(j);
