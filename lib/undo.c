@@ -9,6 +9,9 @@
  *   tail     only of a finished UNDO_KEEP: "qsm-done", u64 length of the file after the change,
  *            XXH3-128 of what it then held where the records point to
  *
+ * A change ends with one write to its sidecar, synced: "qsm-void" over the first bytes, or the tail. Names
+ * are only tidied up after that: should the old name be back after a crash, it says of itself that it is void.
+ *
  * It appears under its name whole and durable or not at all. Anybody who may write to the folder
  * can put a file there: so it must belong to the file's owner, root or us, be writable to nobody
  * else, be a regular file and no symbolic link, name the inode that it was made for, and be
@@ -72,6 +75,77 @@ static bool exists(const char *path)
 	struct stat st;
 
 	return lstat(path, &st) == 0;
+}
+
+/* The sidecar of a change that has ended. The word must be on the disk before anybody relies on it. */
+static int is_finished(const char *path, bool *yes, struct img_err *err)
+{
+	uint8_t head[8] = "", tail[8] = "";
+	struct io_file f;
+	struct stat st;
+	uint64_t size;
+	size_t got;
+	int rc = -1;
+
+	*yes = false;
+	if (lstat(path, &st) < 0 || !S_ISREG(st.st_mode) || io_open(&f, path, false, NULL) < 0)
+		return 0; /* whoever wants to use it finds out, and reports, why it cannot be */
+	if (io_size(&f, &size, err) < 0 || io_read_upto(&f, head, sizeof(head), 0, &got, err) < 0 ||
+	    (size >= TAIL_LEN && io_read(&f, tail, sizeof(tail), size - TAIL_LEN, err) < 0))
+		goto out;
+	/* Without a tail, the length of the last record stands there: 0. */
+	*yes = memcmp(head, "qsm-void", 8) == 0 ||
+	       (memcmp(head, "qsm-undo", 8) == 0 && memcmp(tail, "qsm-done", 8) == 0);
+	rc = *yes ? io_sync(&f, err) : 0;
+out:
+	io_close(&f);
+	return rc;
+}
+
+/* The number of the newest FILE.undo, 0: none. */
+static int newest(const char *real, unsigned *number, struct img_err *err)
+{
+	*number = 0;
+	for (unsigned n = 1; n <= MAX_NAMES; n++) {
+		char *path = sidecar_name(real, "undo", n);
+
+		if (!path)
+			return img_err_errno(err, ENOMEM, "%s", real);
+		if (exists(path))
+			*number = n;
+		free(path);
+	}
+	return 0;
+}
+
+/* What is finished goes out of the way: forgotten, or to its name as FILE.undo. */
+static int tidy(const char *real, const char *path, struct img_err *err)
+{
+	uint8_t head[8];
+	struct io_file f;
+	unsigned n;
+	bool yes;
+	char *to;
+	int rc;
+
+	if (is_finished(path, &yes, err) < 0)
+		return -1;
+	if (!yes)
+		return 0;
+	if (io_open(&f, path, false, err) < 0)
+		return -1;
+	rc = io_read(&f, head, sizeof(head), 0, err);
+	io_close(&f);
+	if (rc < 0)
+		return -1;
+	if (memcmp(head, "qsm-void", 8) == 0)
+		return io_unlink(path, err);
+	if (newest(real, &n, err) < 0)
+		return -1;
+	to = sidecar_name(real, "undo", n + 1);
+	rc = to ? io_rename_new(path, to, err) : img_err_errno(err, ENOMEM, "%s", real);
+	free(to);
+	return rc;
 }
 
 static int sidecar_init(struct sidecar *s, struct img_err *err)
@@ -228,6 +302,8 @@ int undo_store(struct io_file *f, enum undo_kind kind, const struct undo_range *
 			    f->path);
 		goto out;
 	}
+	if (tidy(f->real, path, err) < 0)
+		goto out;
 	if (exists(path)) {
 		img_err_set(err, IMG_AGAIN, "%s: an earlier change was not finished; vhd-check --undo ends it",
 			    f->path);
@@ -416,9 +492,15 @@ int undo_pending(const char *real, bool *yes, struct img_err *err)
 
 	if (!path)
 		return img_err_errno(err, ENOMEM, "%s", real);
+	bool finished = false;
+	int rc = 0;
+
 	*yes = exists(path);
+	if (*yes)
+		rc = is_finished(path, &finished, err);
+	*yes = *yes && !finished;
 	free(path);
-	return 0;
+	return rc;
 }
 
 static int apply_pending(struct io_file *f, bool force, struct img_err *err)
@@ -428,7 +510,8 @@ static int apply_pending(struct io_file *f, bool force, struct img_err *err)
 
 	if (!path)
 		return img_err_errno(err, ENOMEM, "%s", f->path);
-	if (exists(path))
+	rc = tidy(f->real, path, err);
+	if (rc == 0 && exists(path))
 		rc = apply(f, path, force, err);
 	free(path);
 	return rc;
@@ -510,22 +593,6 @@ static int make_tail(struct sidecar *s, struct io_file *f, uint8_t tail[TAIL_LEN
 	return rc;
 }
 
-/* The number of the newest FILE.undo, 0: none. */
-static int newest(const char *real, unsigned *number, struct img_err *err)
-{
-	*number = 0;
-	for (unsigned n = 1; n <= MAX_NAMES; n++) {
-		char *path = sidecar_name(real, "undo", n);
-
-		if (!path)
-			return img_err_errno(err, ENOMEM, "%s", real);
-		if (exists(path))
-			*number = n;
-		free(path);
-	}
-	return 0;
-}
-
 int undo_newest(const char *real, char *name, size_t size, struct img_err *err)
 {
 	unsigned n;
@@ -542,20 +609,19 @@ int undo_newest(const char *real, char *name, size_t size, struct img_err *err)
 	return 0;
 }
 
-static int keep(struct sidecar *s, struct io_file *f, const char *from, struct img_err *err)
+/* From here on the change has happened. */
+static int end_change(struct sidecar *s, struct io_file *f, struct img_err *err)
 {
 	uint8_t tail[TAIL_LEN];
-	unsigned n;
-	char *to;
-	int rc;
 
-	if (make_tail(s, f, tail, err) < 0 || io_write(&s->file, tail, sizeof(tail), s->pos, err) < 0 ||
-	    io_sync(&s->file, err) < 0 || newest(f->real, &n, err) < 0)
+	if (s->kind != UNDO_KEEP) {
+		if (io_write(&s->file, "qsm-void", 8, 0, err) < 0)
+			return -1;
+	} else if (make_tail(s, f, tail, err) < 0 ||
+		   io_write(&s->file, tail, sizeof(tail), s->pos, err) < 0) {
 		return -1;
-	to = sidecar_name(f->real, "undo", n + 1);
-	rc = to ? io_rename_new(from, to, err) : img_err_errno(err, ENOMEM, "%s", f->path);
-	free(to);
-	return rc;
+	}
+	return io_sync(&s->file, err);
 }
 
 int undo_finish(struct io_file *f, struct img_err *err)
@@ -567,9 +633,29 @@ int undo_finish(struct io_file *f, struct img_err *err)
 	if (!path)
 		return img_err_errno(err, ENOMEM, "%s", f->path);
 	if (sidecar_open(&s, f, path, true, err) == 0)
-		rc = s.kind == UNDO_KEEP ? keep(&s, f, path, err) : io_unlink(path, err);
+		rc = end_change(&s, f, err);
 	sidecar_free(&s);
+	if (rc == 0)
+		rc = tidy(f->real, path, err);
 	free(path);
+	return rc;
+}
+
+/* Without its tail a sidecar is that of a change that has not ended, and its old bytes are wanted. */
+static int drop_tail(const char *path, struct img_err *err)
+{
+	struct io_file f;
+	uint64_t size;
+	bool yes;
+	int rc = -1;
+
+	if (is_finished(path, &yes, err) < 0 || io_open(&f, path, true, err) < 0)
+		return -1;
+	if (!yes)
+		rc = 0;
+	else if (io_size(&f, &size, err) == 0 && io_truncate(&f, size - TAIL_LEN, err) == 0)
+		rc = io_sync(&f, err);
+	io_close(&f);
 	return rc;
 }
 
@@ -599,7 +685,7 @@ int undo_revert(struct io_file *f, bool force, struct img_err *err)
 	unsigned n;
 	int rc = -1;
 
-	if (!to || newest(f->real, &n, err) < 0) {
+	if (!to || tidy(f->real, to, err) < 0 || newest(f->real, &n, err) < 0) {
 		img_err_errno(err, ENOMEM, "%s", f->path);
 		goto out;
 	}
@@ -613,7 +699,8 @@ int undo_revert(struct io_file *f, bool force, struct img_err *err)
 		goto out;
 	}
 	/* Under the other name it is finished by the next one who opens the disk, should we die. */
-	if (from && (force || check_unchanged(f, from, err) == 0) && io_rename_new(from, to, err) == 0)
+	if (from && (force || check_unchanged(f, from, err) == 0) && io_rename_new(from, to, err) == 0 &&
+	    drop_tail(to, err) == 0)
 		rc = apply_pending(f, force, err);
 out:
 	free(from);

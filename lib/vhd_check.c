@@ -28,6 +28,7 @@ int check_run(struct check *c, struct img_err *err)
 	for (size_t i = 0; i < n; i++)
 		if ((c->quiet ? steps : checks)[i](c, err) < 0)
 			return -1;
+	fault_release(c);
 	if (c->quiet && c->has_header && c->footer.type == VHD_DIFFERENCING)
 		return check_find_parent(c, err);
 	return 0;

@@ -128,6 +128,7 @@ struct mend_bytes {
 /* What --repair will write. The mended footer and header are in struct check. */
 struct mend {
 	bool footers, header, move_end, link;
+	bool front_only; /* where the end footer belongs is not known */
 	struct mend_entry *entries;
 	size_t nentries;
 	struct mend_copy *copies;
@@ -146,6 +147,8 @@ struct check {
 	uint64_t file_size;
 	bool quiet;	   /* only to find the next layer: nothing is reported */
 	struct mend mend;
+	struct img_fault held[4]; /* mended only if the BAT tells where the file ends */
+	unsigned nheld;
 
 	/* footers */
 	bool has_footer;
@@ -154,6 +157,7 @@ struct check {
 	uint8_t footer_raw[VHD_FOOTER_LEN];
 	uint64_t end_off;  /* of the end footer; of the end of the file when there is none */
 	bool has_end;
+	bool front_bad;	   /* the front copy is to be written anew */
 
 	/* header */
 	bool has_header;
@@ -190,6 +194,9 @@ void fault_text(char *buf, const char *fmt, ...) __attribute__((format(printf, 2
 #define EXPECTED(f, ...) fault_text((f)->expected, __VA_ARGS__)
 #define LOSS(f, ...) fault_text((f)->loss, __VA_ARGS__)
 void fault_report(struct check *c, const struct img_fault *f);
+/* The same, when it is known whether the end of the file can be mended. */
+void fault_hold(struct check *c, const struct img_fault *f);
+void fault_release(struct check *c);
 
 /* The checks, in the order in which they run. */
 int check_leftovers(struct check *c, struct img_err *err);

@@ -219,7 +219,11 @@ static void report_copy(struct check *c, enum vhd_verdict is, const uint8_t raw[
 		EXPECTED(&f, "2, 3 or 4");
 	}
 	c->mend.footers |= mendable;
-	fault_report(c, &f);
+	c->front_bad |= !end;
+	if (end)
+		fault_hold(c, &f);
+	else
+		fault_report(c, &f);
 }
 
 static void report_placing(struct check *c, const struct ends *s)
@@ -239,7 +243,7 @@ static void report_placing(struct check *c, const struct ends *s)
 	}
 	f.mendable = true;
 	c->mend.footers = c->mend.move_end = true;
-	fault_report(c, &f);
+	fault_hold(c, &f);
 }
 
 static void report_difference(struct check *c, const struct ends *s)

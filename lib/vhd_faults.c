@@ -135,3 +135,18 @@ void fault_report(struct check *c, const struct img_fault *f)
 	c->res->mendable += out.mendable;
 	c->opts->fault(c->opts->ctx, &out);
 }
+
+void fault_hold(struct check *c, const struct img_fault *f)
+{
+	if (c->nheld < sizeof(c->held) / sizeof(c->held[0]))
+		c->held[c->nheld++] = *f;
+}
+
+void fault_release(struct check *c)
+{
+	for (unsigned i = 0; i < c->nheld; i++) {
+		c->held[i].mendable &= c->has_bat || c->footer.type == VHD_FIXED;
+		fault_report(c, &c->held[i]);
+	}
+	c->nheld = 0;
+}

@@ -126,8 +126,12 @@ static void place_footer(struct check *c)
 static int plan(struct check *c, struct img_err *err)
 {
 	/* Without the BAT nobody knows where the file ends. */
-	if (!is_fixed(c) && !c->has_bat && c->mend.move_end)
-		c->mend.footers = c->mend.move_end = false;
+	if (!is_fixed(c) && !c->has_bat && c->mend.move_end) {
+		c->mend.move_end = false;
+		c->mend.front_only = true;
+		/* The front copy may be what all the rest was read from. */
+		c->mend.footers &= c->front_bad;
+	}
 	c->mend.link &= c->has_bat;
 	if (c->mend.link && mend_link(c, err) < 0)
 		return -1;
@@ -205,7 +209,7 @@ static int collect(struct check *c, struct ranges *s, struct img_err *err)
 		return img_err_errno(err, ENOMEM, "%s", c->file.path);
 	if (m->footers && !is_fixed(c))
 		add_range(s, 0, VHD_FOOTER_LEN);
-	if (m->footers)
+	if (m->footers && !m->front_only)
 		add_range(s, u64_min(m->footer_off, c->end_off), INT64_MAX - m->footer_off);
 	if (m->header)
 		add_range(s, c->footer.data_off, VHD_HEADER_LEN);
@@ -260,8 +264,11 @@ static int put_footers(struct check *c, struct img_err *err)
 	if (!is_fixed(c) && m->move_end && m->end < m->footer_off &&
 	    io_zero(&c->file, m->end, m->footer_off - m->end, err) < 0)
 		return -1;
-	if (io_write(&c->file, c->footer_raw, VHD_FOOTER_LEN, m->footer_off, err) < 0 ||
-	    (!is_fixed(c) && io_write(&c->file, c->footer_raw, VHD_FOOTER_LEN, 0, err) < 0))
+	if (!is_fixed(c) && io_write(&c->file, c->footer_raw, VHD_FOOTER_LEN, 0, err) < 0)
+		return -1;
+	if (m->front_only)
+		return 0;
+	if (io_write(&c->file, c->footer_raw, VHD_FOOTER_LEN, m->footer_off, err) < 0)
 		return -1;
 	return c->file.block_device ? 0 : io_truncate(&c->file, m->footer_off + VHD_FOOTER_LEN, err);
 }

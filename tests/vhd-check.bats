@@ -192,6 +192,15 @@ left_alone() {
 	mended_whole footer-end-missing
 }
 
+@test "footer-end-missing: without a BAT nobody knows where it belongs" {
+	disk
+	truncate -s -512 disk.vhd
+	zero disk.vhd 512 1024
+	left_alone footer-end-missing
+	run vhd-check --json disk.vhd
+	json '.files[0].faults[] | select(.id == "footer-end-missing") | .repairable == false'
+}
+
 @test "footer-end-misplaced: bytes behind the footer are cut off" {
 	disk
 	head -c 1024 /dev/urandom >>disk.vhd
@@ -205,11 +214,12 @@ left_alone() {
 	mended_whole footer-end-misplaced
 }
 
-@test "footer-end-bad-checksum and what guest data looks like a footer" {
+@test "footer-end-bad-checksum" {
 	disk
 	put disk.vhd $(($(size disk.vhd) - 448)) 00000000
+	found footer-end-bad-checksum
+	alone footer-end-bad-checksum
 	mended_whole footer-end-bad-checksum
-	alone footer-end-bad-checksum || :
 }
 
 @test "footer-end-bad-checksum of a fixed disk whose fields fit the file" {
@@ -748,7 +758,7 @@ f = open("disk.vhd", "rb"); f.seek(1536); b = struct.unpack(">4I", f.read(16)); 
 	truncate -s +5M disk.vhd
 	head -c 1000 /dev/urandom | dd of=disk.vhd bs=1 seek=$((before + 3145728)) conv=notrunc status=none
 	cat foot >>disk.vhd
-	mended_whole space-trailing warning || :
+	mended_whole space-trailing warning
 	[ "$(size disk.vhd)" -ge $((before + 3145728 + 1000)) ]
 }
 
@@ -760,7 +770,6 @@ f = open("disk.vhd", "rb"); f.seek(1536); b = struct.unpack(">4I", f.read(16)); 
 	data=$(field disk.vhd data.1)
 	put disk.vhd $((data + 9 * 512)) 01
 	left_alone bitmap-clear-over-data warning
-	json '.files[0].faults[] | select(.id == "bitmap-clear-over-data") | .block == 1 and .severity == "warning"' || :
 }
 
 @test "bitmap-clear-over-data is not looked for in a child" {
@@ -996,10 +1005,6 @@ tap() {
 
 @test "parent-too-deep" {
 	vhd-create --size=1M 0.vhd
-	"$python" - <<-'END'
-		import sys
-		sys.path.insert(0, sys.argv[0])
-	END
 	for i in $(seq 1 256); do
 		model make $i.vhd --parent=$((i - 1)).vhd --size=1M
 	done

@@ -112,6 +112,27 @@ static void test_keep(void)
 	io_close(&f);
 }
 
+/* After a crash the old name may be back: what has ended is not undone. */
+static void test_ended(void)
+{
+	struct io_file f;
+	bool yes;
+
+	fresh(&f);
+	ok(change(&f, UNDO_KEEP, LEN) && undo_finish(&f, NULL) == 0 &&
+		   system("mv disk.undo disk.rollback") == 0 && undo_pending(f.real, &yes, NULL) == 0 && !yes &&
+		   undo_apply(&f, NULL) == 0 && !is_old(&f) && there("disk.undo") && !there("disk.rollback"),
+	   "a kept one goes to its name");
+	ok(undo_revert(&f, false, NULL) == 0 && is_old(&f), "from where it can be taken back");
+	ok(undo_store(&f, UNDO_ROLLBACK, ranges, 3, NULL) == 0 && system("cp -p disk.rollback x") == 0 &&
+		   undo_finish(&f, NULL) == 0 &&
+		   system("printf qsm-void | dd of=x conv=notrunc 2>/dev/null; mv x disk.rollback") == 0 &&
+		   undo_pending(f.real, &yes, NULL) == 0 && !yes && change(&f, UNDO_ROLLBACK, LEN) &&
+		   undo_apply(&f, NULL) == 0 && is_old(&f),
+	   "a void one is no obstacle");
+	io_close(&f);
+}
+
 /* After SPOIL, a shell command, nothing is put back and nothing else is changed. */
 static void refused(const char *spoil, const char *what)
 {
@@ -136,6 +157,7 @@ int main(void)
 		return 1;
 	test_rollback();
 	test_keep();
+	test_ended();
 	refused("printf x | dd of=disk.rollback bs=1 seek=200000 conv=notrunc 2>/dev/null", "a wrong bit");
 	refused("truncate -s -1 disk.rollback", "cut at the end");
 	refused("truncate -s 30 disk.rollback", "cut in the head");
