@@ -758,7 +758,10 @@ f = open("disk.vhd", "rb"); f.seek(1536); b = struct.unpack(">4I", f.read(16)); 
 	truncate -s +5M disk.vhd
 	head -c 1000 /dev/urandom | dd of=disk.vhd bs=1 seek=$((before + 3145728)) conv=notrunc status=none
 	cat foot >>disk.vhd
-	mended_whole space-trailing warning
+	found space-trailing warning
+	vhd-check -q --repair disk.vhd
+	is_raw disk.vhd want.raw
+	[ "$(size disk.vhd)" -lt $((before + 4194304)) ]
 	[ "$(size disk.vhd)" -ge $((before + 3145728 + 1000)) ]
 }
 
