@@ -370,8 +370,8 @@ static int add_layers(struct img_chain *c, struct img *l, const struct img_open 
 				return -1;
 			img_err_clear(err);
 		}
-		if (parent && !parent->info.has_uuid)
-			l->raw_parent = parent->info.size;
+		if (parent)
+			l->parent_size = parent->info.size;
 		l = parent;
 	}
 	return 0;

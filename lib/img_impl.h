@@ -79,7 +79,7 @@ struct img {
 	pthread_mutex_t mutex; /* the format's state */
 	void *state;	       /* the format's own */
 	bool building;	       /* not published yet: no barriers before the last one */
-	uint64_t raw_parent;   /* size of the raw parent that was opened, 0: none */
+	uint64_t parent_size;  /* of the parent that was opened, 0: none */
 	char warning[512];
 };
 

@@ -72,9 +72,9 @@ static void new_footer(struct change *c, uint64_t size)
 	struct vhd_footer *f = &c->footer;
 
 	*f = v->footer;
-	/* A raw parent is known by one of the two sizes (chain.c). */
-	if (c->l->raw_parent)
-		f->original_size = c->l->raw_parent;
+	/* A parent is known by one of the two sizes, a raw one by nothing else (chain.c). */
+	if (c->l->parent_size)
+		f->original_size = c->l->parent_size;
 	f->size = size;
 	if (f->cylinders && (f->cylinders != 65535 || f->heads != 16 || f->sectors != 255)) {
 		vhd_geometry(size, &f->cylinders, &f->heads, &f->sectors);
