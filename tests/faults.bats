@@ -64,3 +64,12 @@ changing='repair merge merge-to resize reparent'
 @test "a file that cannot be written, while a disk is changed" {
 	each write $changing
 }
+
+@test "signals in the middle, and short transfers, are seen by nobody" {
+	each eintr $looking $making $changing
+	each short $looking $making $changing
+}
+
+@test "a file system that has no holes, no copies, no renameat2" {
+	each plain $looking $making $changing
+}

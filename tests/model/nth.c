@@ -1,10 +1,15 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * LD_PRELOAD: the Nth call of a kind fails, once. NTH_KIND=memory|file|write, NTH=N (0: none), NTH_ERRNO: what
- * it fails with (memory: always ENOMEM). At the end the number of calls of that kind is written
- * to the file NTH_COUNT; a tool that is killed leaves none.
+ * LD_PRELOAD: the Nth call of a kind fails, once. NTH_KIND, NTH=N (0: none), NTH_ERRNO: what it fails with. At
+ * the end the number of calls of that kind is written to the file NTH_COUNT; a tool that is
+ * killed leaves none.
  *
- * file: opening, looking, reading, locking; write: all that changes a file or a folder, and syncs.
+ *   memory  allocations; always ENOMEM
+ *   file    opening, looking, reading, locking
+ *   write   all that changes a file or a folder, and syncs
+ *   eintr   a signal comes in the middle: EINTR
+ *   short   only a part is read or written
+ *   plain   not the Nth but all: a file system that has no holes, no copies and no renameat2
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -103,8 +108,18 @@ static int due(const char *what)
 	yes = ++calls == nth;
 	pthread_mutex_unlock(&lock);
 	if (yes)
-		errno = strcmp(what, "memory") == 0 ? ENOMEM : error;
+		errno = strcmp(what, "memory") == 0 ? ENOMEM : strcmp(what, "eintr") == 0 ? EINTR : error;
 	return yes;
+}
+
+/* For what not every file system has. */
+static int missing(int errnum)
+{
+	if (!started || strcmp(kind, "plain") != 0)
+		return 0;
+	calls++;
+	errno = errnum;
+	return 1;
 }
 
 /* glibc's own names: looking these up would allocate. */
@@ -135,22 +150,26 @@ void *aligned_alloc(size_t align, size_t n)
 
 #define REAL(name, type) ((type)dlsym(RTLD_NEXT, name))
 
-/* One call of 1 to 6 arguments, under the name for large files as well. */
-#define CALL(what, bad, type, name, params, args) \
+/* One call of 1 to 6 arguments, BAD when FAILS; CALL2: under the name for large files as well. */
+#define CALL_IF(fails, bad, type, name, params, args) \
 	type name params; \
 	type name params \
 	{ \
 		static type(*real) params; \
 		if (!real) \
 			real = REAL(#name, type(*) params); \
-		return due(what) ? (bad) : real args; \
+		return (fails) ? (bad) : real args; \
 	}
-#define CALL2(what, bad, type, name, params, args) \
-	CALL(what, bad, type, name, params, args) \
-	CALL(what, bad, type, name##64, params, args)
+#define CALL(what, bad, type, name, params, args) CALL_IF(due(what), bad, type, name, params, args)
+#define CALL2(fails, bad, type, name, params, args) \
+	CALL_IF(fails, bad, type, name, params, args) \
+	CALL_IF(fails, bad, type, name##64, params, args)
+#define HALF(n) (n > 1 && due("short") ? n / 2 : n)
 
-CALL2("file", -1, ssize_t, pread, (int fd, void *buf, size_t n, off_t off), (fd, buf, n, off))
-CALL2("file", -1, off_t, lseek, (int fd, off_t off, int whence), (fd, off, whence))
+CALL2(due("file") || due("eintr"), -1, ssize_t, pread, (int fd, void *buf, size_t n, off_t off),
+      (fd, buf, HALF(n), off))
+CALL2(due("file") || (whence > SEEK_END && missing(EINVAL)), -1, off_t, lseek,
+      (int fd, off_t off, int whence), (fd, off, whence))
 CALL("file", NULL, char *, realpath, (const char *path, char *out), (path, out))
 CALL("file", NULL, DIR *, opendir, (const char *path), (path))
 CALL("file", -1, int, fstat, (int fd, struct stat *st), (fd, st))
@@ -162,22 +181,24 @@ CALL("file", -1, int, lstat64, (const char *path, struct stat64 *st), (path, st)
 CALL("file", -1, int, fstatvfs, (int fd, struct statvfs *st), (fd, st))
 CALL("file", -1, int, fstatvfs64, (int fd, struct statvfs64 *st), (fd, st))
 
-CALL2("write", -1, ssize_t, pwrite, (int fd, const void *buf, size_t n, off_t off), (fd, buf, n, off))
-CALL2("write", -1, int, ftruncate, (int fd, off_t n), (fd, n))
-CALL2("write", -1, int, fallocate, (int fd, int mode, off_t off, off_t n), (fd, mode, off, n))
+CALL2(due("write") || due("eintr"), -1, ssize_t, pwrite, (int fd, const void *buf, size_t n, off_t off),
+      (fd, buf, HALF(n), off))
+CALL2(due("write") || due("eintr"), -1, int, ftruncate, (int fd, off_t n), (fd, n))
+CALL2(due("write") || due("eintr") || missing(EOPNOTSUPP), -1, int, fallocate,
+      (int fd, int mode, off_t off, off_t n), (fd, mode, off, n))
 CALL("write", -1, int, fsync, (int fd), (fd))
-CALL("write", -1, int, fdatasync, (int fd), (fd))
+CALL_IF(due("write") || due("eintr"), -1, int, fdatasync, (int fd), (fd))
 CALL("write", -1, int, fchmod, (int fd, mode_t mode), (fd, mode))
 CALL("write", -1, int, fchown, (int fd, uid_t u, gid_t g), (fd, u, g))
 CALL("write", -1, int, unlink, (const char *path), (path))
 CALL("write", -1, int, symlink, (const char *to, const char *path), (to, path))
 CALL("write", -1, int, link, (const char *from, const char *to), (from, to))
 CALL("write", -1, int, rename, (const char *from, const char *to), (from, to))
-CALL("write", -1, int, renameat2, (int d1, const char *from, int d2, const char *to, unsigned flags),
+CALL_IF(due("write") || missing(ENOSYS), -1, int, renameat2, (int d1, const char *from, int d2, const char *to, unsigned flags),
      (d1, from, d2, to, flags))
-CALL("write", -1, ssize_t, copy_file_range,
-     (int in, off64_t *in_off, int out, off64_t *out_off, size_t n, unsigned flags),
-     (in, in_off, out, out_off, n, flags))
+CALL_IF(due("write") || due("eintr") || missing(EXDEV), -1, ssize_t, copy_file_range,
+	(int in, off64_t *in_off, int out, off64_t *out_off, size_t n, unsigned flags),
+	(in, in_off, out, out_off, HALF(n), flags))
 
 /* Opening to create counts as a write. */
 #define OPEN(name) \
