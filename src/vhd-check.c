@@ -45,6 +45,7 @@ struct job {
 	bool repair, undo, force, json;
 	unsigned files, faults; /* printed so far; of the present file */
 	uint64_t looked_at;	/* bytes of it */
+	const char *path;
 };
 
 static const char *const severities[] = { "note", "warning", "error" };
@@ -105,8 +106,10 @@ static void text_fault(struct job *j, const struct img_fault *f)
 	text_line("found     ", f->found);
 	text_line("expected  ", f->expected);
 	text_line("LOST      ", f->loss);
-	if (f->mendable)
-		text_line("", j->repair && !j->check.dry_run ? "mended" : "--repair mends it");
+	if (f->mendable && j->repair && !j->check.dry_run && strcmp(f->path, j->path) == 0)
+		text_line("", "mended");
+	else if (f->mendable)
+		text_line("", "--repair mends it");
 }
 
 static void on_fault(void *ctx, const struct img_fault *f)
@@ -188,6 +191,7 @@ static int check(struct job *j, const char *path)
 	bool sound;
 	int rc;
 
+	j->path = path;
 	j->faults = 0;
 	j->looked_at = 0;
 	if (j->json) {

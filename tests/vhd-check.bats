@@ -1038,6 +1038,18 @@ tap() {
 	json '.files[0].layers == 2 and (.files[0].faults[] | select(.severity == "error") | .file | endswith("/base.vhd"))'
 }
 
+@test "--chain --repair mends the file itself, and says what its parents need" {
+	pair
+	model poke base.vhd bat.1=9999999
+	zero disk.vhd 0 512
+	cp base.vhd same
+	run vhd-check --chain --repair disk.vhd
+	assert_status 65
+	[[ $output == *footer-front-missing*mended*base.vhd*bat-out-of-file*"--repair mends it"* ]]
+	cmp base.vhd same
+	vhd-check disk.vhd
+}
+
 # --- leftovers --------------------------------------------------------------------------------------------------
 
 @test "merge-unfinished: an error for the parent, a warning through the child" {
