@@ -123,12 +123,14 @@ static void put_footer(uint8_t buf[VHD_FOOTER_LEN], const struct vhd_spec *s)
 		.version = 0x00010000,
 		.data_off = s->type == IMG_FIXED ? ~0ull : VHD_FOOTER_LEN,
 		.timestamp = 0x2a000000,
-		.creator = { 'v', 'p', 'c', ' ' },
+		.creator = {'v', 'p', 'c', ' '},
 		.creator_version = 0x00050003,
-		.creator_os = { 'W', 'i', '2', 'k' },
+		.creator_os = {'W', 'i', '2', 'k'},
 		.original_size = s->first_size ? s->first_size : s->size,
 		.size = s->size,
-		.type = s->type == IMG_FIXED ? VHD_FIXED : s->type == IMG_DYNAMIC ? VHD_DYNAMIC : VHD_DIFFERENCING,
+		.type = s->type == IMG_FIXED	 ? VHD_FIXED
+			: s->type == IMG_DYNAMIC ? VHD_DYNAMIC
+						 : VHD_DIFFERENCING,
 	};
 
 	if (s->xen) {
@@ -150,7 +152,7 @@ static void put_parent(uint8_t *file, struct vhd_header *h, const struct vhd_spe
 	memcpy(h->parent_uuid, s->parent_uuid, 16);
 	for (size_t i = 0; base[i]; i++)
 		h->parent_name[2 * i + 1] = (uint8_t)base[i];
-	h->loc[0] = (struct vhd_locator){ VHD_W2RU, SECTOR, (uint32_t)n * 2, at };
+	h->loc[0] = (struct vhd_locator){VHD_W2RU, SECTOR, (uint32_t)n * 2, at};
 	for (int i = 0; i < n; i++)
 		le16_put(file + at + 2 * i, rel[i] == '/' ? '\\' : (uint8_t)rel[i]);
 }
@@ -189,7 +191,7 @@ void disk_add(struct fs *fs, const char *name, const struct vhd_spec *s, struct 
 {
 	uint32_t blocks = (uint32_t)((s->size + s->block_size - 1) / s->block_size);
 	uint64_t bat_off = VHD_FOOTER_LEN + VHD_HEADER_LEN, bat_end, loc, map, end, *place;
-	struct vhd_header h = { .version = 0x00010000, .block_size = s->block_size };
+	struct vhd_header h = {.version = 0x00010000, .block_size = s->block_size};
 	uint8_t footer[VHD_FOOTER_LEN], *file;
 
 	if (s->type == IMG_FIXED || s->type == IMG_RAW) {
@@ -236,7 +238,8 @@ int disk_read(const char *path, const struct img_open *opts, uint8_t *buf, uint6
 	if (img_open(&c, path, opts, err) < 0)
 		return -1;
 	if (img_size(c) != size)
-		img_err_set(err, IMG_BUG, "%s: %" PRIu64 " bytes instead of %" PRIu64, path, img_size(c), size);
+		img_err_set(err, IMG_BUG, "%s: %" PRIu64 " bytes instead of %" PRIu64, path,
+			    img_size(c), size);
 	else
 		rc = img_read(c, buf, 0, size, err);
 	img_close(c);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Images made byte by byte, as other programs leave them behind, and what must be read from them. */
+/* Images made byte by byte, as other programs leave them, and what must be read from them. */
 #ifndef CRASH_DISKS_H
 #define CRASH_DISKS_H
 

@@ -5,15 +5,16 @@
  *   explore [--op=NAME]… [--seed=HEX] [--states=N] [--seconds=N] [--dir=DIR]
  *   explore --replay=NAME:HEX:STEPS
  *
- * An operation is run once on small images and its changes are recorded (record.h). Then every state
- * that a power cut could have left is made: each prefix of the recording; between barriers subsets of the writes that were
- * not synced, whole and torn. Each call that changes something fails once (no space, I/O error; of a
- * failed sync the writes may be lost for ever), and the process is killed at each one. In every state the
- * operation's promise must hold, and running it again must finish it; that run may be cut short in turn.
+ * An operation is run once on small images and its changes are recorded (record.h). Then every
+ * state that a power cut could have left is made: each prefix of the recording; between barriers
+ * subsets of the writes that were not synced, whole and torn. Each call that changes something
+ * fails once (no space, I/O error; of a failed sync the writes may be lost for ever), and the
+ * process is killed at each one. In every state the operation's promise must hold, and running it
+ * again must finish it; that run may be cut short in turn.
  *
  * STEPS, as printed for a state that is wrong, are runs and states in turn: `run`, `fail7.EIO`,
- * `kill7` (h: half of that write was done), then `12.m5`: the first 12 events, of those not durable the ones of this
- * mask (a: all, 0: none, rSEED: some).
+ * `kill7` (h: half of that write was done), then `12.m5`: the first 12 events, of those not durable
+ * the ones of this mask (a: all, 0: none, rSEED: some).
  */
 #include "config.h"
 
@@ -36,8 +37,8 @@
 #include "bytes.h"
 #include "ops.h"
 
-static const struct op *const ops[] = { &op_merge, &op_flatten, &op_snap, &op_create, &op_fill, &op_guest,
-					 &op_resize, &op_reparent, &op_repair, NULL };
+static const struct op *const ops[] = {&op_merge, &op_flatten, &op_snap,     &op_create, &op_fill,
+				       &op_guest, &op_resize,  &op_reparent, &op_repair, NULL};
 
 #define DEPTH 2	    /* how often a run that finishes is cut short again */
 #define MASK_BITS 6 /* up to so many open decisions every combination is tried */
@@ -111,7 +112,8 @@ static void session_free(struct session *s)
 	memset(s, 0, sizeof(*s));
 }
 
-static int one_run(struct job *j, struct session *s, struct fault f, bool again, struct img_err *err)
+static int one_run(struct job *j, struct session *s, struct fault f, bool again,
+		   struct img_err *err)
 {
 	int rc;
 
@@ -129,7 +131,7 @@ static bool recorded_all(struct job *j, struct session *s)
 	struct fs model, real;
 	const char *why;
 
-	fs_replay(&model, &s->base, &s->tape, s->tape.n, (struct choice){ TAKE_ALL, 0 });
+	fs_replay(&model, &s->base, &s->tape, s->tape.n, (struct choice){TAKE_ALL, 0});
 	fs_load(&real, j->w.dir, j->w.pool);
 	why = fs_compare(&model, &real);
 	if (why)
@@ -141,7 +143,7 @@ static bool recorded_all(struct job *j, struct session *s)
 
 static bool check_now(struct job *j, struct session *s, bool done, bool power, unsigned pos)
 {
-	struct when when = { done, power, pos, &s->tape };
+	struct when when = {done, power, pos, &s->tape};
 
 	return j->op->check(&j->w, s->ctx, &when);
 }
@@ -149,15 +151,15 @@ static bool check_now(struct job *j, struct session *s, bool done, bool power, u
 /* Runs on BASE, which the folder need not hold yet; the result is checked. */
 static bool record(struct job *j, struct session *s, const struct fs *base, bool again)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	memset(s, 0, sizeof(*s));
 	fs_copy(&s->base, base);
 	fs_store(base, j->w.dir, j->w.pool);
 	s->ctx = j->op->begin ? j->op->begin(&j->w) : NULL;
-	if (one_run(j, s, (struct fault){ 0 }, again, &err) < 0)
-		return wrong(&j->w, "%s fails: %d, %s", again ? "running it again" : "the operation", err.code,
-			     err.msg);
+	if (one_run(j, s, (struct fault){0}, again, &err) < 0)
+		return wrong(&j->w, "%s fails: %d, %s",
+			     again ? "running it again" : "the operation", err.code, err.msg);
 	return recorded_all(j, s) && check_now(j, s, true, false, s->tape.n);
 }
 
@@ -172,7 +174,7 @@ static bool folder_sync_failed(const struct tape *t)
 /* A run in which one call fails, and another one after it. */
 static bool record_fault(struct job *j, struct session *s, const struct fs *base, struct fault f)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	bool full = f.errnum == ENOSPC || f.errnum == EDQUOT;
 
 	memset(s, 0, sizeof(*s));
@@ -189,7 +191,7 @@ static bool record_fault(struct job *j, struct session *s, const struct fs *base
 	if (folder_sync_failed(&s->tape))
 		return true;
 	img_err_clear(&err);
-	if (one_run(j, s, (struct fault){ 0 }, true, &err) < 0)
+	if (one_run(j, s, (struct fault){0}, true, &err) < 0)
 		return wrong(&j->w, "running it again fails: %d, %s", err.code, err.msg);
 	return recorded_all(j, s) && check_now(j, s, true, false, s->tape.n);
 }
@@ -234,7 +236,7 @@ static bool try_state(struct job *j, struct session *s, const struct fs *st, uns
 
 static bool one_state(struct job *j, struct session *s, unsigned n, struct choice c, unsigned depth)
 {
-	static const char how[] = { 'a', '0', 'm', 'r' };
+	static const char how[] = {'a', '0', 'm', 'r'};
 	char value[20] = "", *end;
 	struct fs st;
 	bool ok = true;
@@ -262,7 +264,7 @@ static bool one_state(struct job *j, struct session *s, unsigned n, struct choic
 static unsigned open_decisions(struct session *s, unsigned n)
 {
 	struct fs st;
-	unsigned k = fs_replay(&st, &s->base, &s->tape, n, (struct choice){ TAKE_NONE, 0 });
+	unsigned k = fs_replay(&st, &s->base, &s->tape, n, (struct choice){TAKE_NONE, 0});
 
 	fs_free(&st);
 	return k;
@@ -270,18 +272,19 @@ static unsigned open_decisions(struct session *s, unsigned n)
 
 static bool some_state(struct job *j, struct session *s, unsigned n, unsigned depth)
 {
-	return one_state(j, s, n, (struct choice){ TAKE_RANDOM, rng_next(&j->rng) >> 32 }, depth);
+	return one_state(j, s, n, (struct choice){TAKE_RANDOM, rng_next(&j->rng) >> 32}, depth);
 }
 
-/* Everything that may be left just before event N: it is a barrier, so this holds what came before, too. */
+/* Everything that may be left just before event N: it is a barrier, so this holds what came before,
+ * too. */
 static bool before_barrier(struct job *j, struct session *s, unsigned n)
 {
 	unsigned k = open_decisions(s, n);
-	bool ok = one_state(j, s, n, (struct choice){ TAKE_NONE, 0 }, 0);
+	bool ok = one_state(j, s, n, (struct choice){TAKE_NONE, 0}, 0);
 
 	if (k <= (j->thorough ? MASK_BITS : MASK_BITS / 2))
 		for (uint64_t m = 1; ok && m < 1u << k; m++)
-			ok = one_state(j, s, n, (struct choice){ TAKE_MASK, m }, 0);
+			ok = one_state(j, s, n, (struct choice){TAKE_MASK, m}, 0);
 	else
 		for (unsigned i = 0; ok && i < u64_min(3 * k, j->thorough ? 24 : 8); i++)
 			ok = some_state(j, s, n, 0);
@@ -300,8 +303,9 @@ static bool explore_states(struct job *j, struct session *s)
 
 	for (unsigned n = 0; ok && n <= s->tape.n; n++) {
 		if (rng_one_in(&j->rng, step) || n == s->tape.n)
-			ok = one_state(j, s, n, (struct choice){ TAKE_ALL, 0 }, 0);
-		if (ok && is_barrier(&s->tape, n) && (j->thorough || n == s->tape.n || !rng_one_in(&j->rng, 3)))
+			ok = one_state(j, s, n, (struct choice){TAKE_ALL, 0}, 0);
+		if (ok && is_barrier(&s->tape, n) &&
+		    (j->thorough || n == s->tape.n || !rng_one_in(&j->rng, 3)))
 			ok = before_barrier(j, s, n);
 	}
 	return ok;
@@ -310,13 +314,13 @@ static bool explore_states(struct job *j, struct session *s)
 /* The run that was to finish is itself cut short. */
 static bool cut_again(struct job *j, struct session *s, unsigned depth)
 {
-	bool ok = one_state(j, s, s->tape.n, (struct choice){ TAKE_NONE, 0 }, depth);
+	bool ok = one_state(j, s, s->tape.n, (struct choice){TAKE_NONE, 0}, depth);
 
 	for (int i = 0; ok && i < 4; i++) {
 		unsigned n = rng_below(&j->rng, s->tape.n + 1);
 
-		ok = i ? some_state(j, s, n, depth) :
-			 one_state(j, s, n, (struct choice){ TAKE_ALL, 0 }, depth);
+		ok = i ? some_state(j, s, n, depth)
+		       : one_state(j, s, n, (struct choice){TAKE_ALL, 0}, depth);
 	}
 	return ok;
 }
@@ -329,9 +333,9 @@ static const char *fault_name(struct fault f)
 		snprintf(name, sizeof(name), "kill%u%s", f.at, f.half ? "h" : "");
 	else
 		snprintf(name, sizeof(name), "fail%u.%s%s", f.at,
-			 f.errnum == EIO    ? "EIO" :
-			 f.errnum == ENOSPC ? "ENOSPC" :
-						    "EDQUOT",
+			 f.errnum == EIO      ? "EIO"
+			 : f.errnum == ENOSPC ? "ENOSPC"
+					      : "EDQUOT",
 			 f.half ? "h" : "");
 	return name;
 }
@@ -345,9 +349,9 @@ static bool one_fault(struct job *j, const struct fs *base, struct fault f)
 
 	count.faults++;
 	if (!ok)
-		failed(j, &s.tape, s.tape.n, (struct choice){ TAKE_ALL, 0 });
+		failed(j, &s.tape, s.tape.n, (struct choice){TAKE_ALL, 0});
 	if (ok)
-		ok = one_state(j, &s, s.tape.n, (struct choice){ TAKE_NONE, 0 }, 0);
+		ok = one_state(j, &s, s.tape.n, (struct choice){TAKE_NONE, 0}, 0);
 	for (int i = 0; ok && i < (j->thorough ? 2 : 1); i++) {
 		unsigned n = i ? rng_below(&j->rng, s.tape.n + 1) : s.tape.n;
 
@@ -385,8 +389,8 @@ static bool one_kill(struct job *j, struct session *s, struct fault f)
 	fflush(stdout);
 	pid = fork();
 	if (pid == 0) {
-		struct tape t = { 0 };
-		struct img_err err = { 0 };
+		struct tape t = {0};
+		struct img_err err = {0};
 
 		record_start(j->w.dir, &s->base, &t, f);
 		j->op->run(&j->w, s->ctx, false, &err);
@@ -405,7 +409,7 @@ static bool one_kill(struct job *j, struct session *s, struct fault f)
 		session_free(&next);
 	}
 	if (!ok)
-		failed(j, &s->tape, n, (struct choice){ TAKE_ALL, 0 });
+		failed(j, &s->tape, n, (struct choice){TAKE_ALL, 0});
 	else
 		*end = '\0';
 	fs_free(&left);
@@ -418,7 +422,7 @@ static bool explore_faults(struct job *j, struct session *s)
 	bool ok = true;
 
 	for (unsigned k = 1 + rng_below(&j->rng, step); ok && k <= s->calls; k += step) {
-		struct fault f = { FAULT_FAIL, k, EIO, false };
+		struct fault f = {FAULT_FAIL, k, EIO, false};
 		unsigned which = rng_below(&j->rng, 3);
 
 		if (j->thorough || which == 0)
@@ -427,7 +431,7 @@ static bool explore_faults(struct job *j, struct session *s)
 		f.half = rng_one_in(&j->rng, 2);
 		if (ok && (j->thorough || which == 1))
 			ok = one_fault(j, &s->base, f);
-		f = (struct fault){ FAULT_KILL, k, 0, rng_one_in(&j->rng, 2) };
+		f = (struct fault){FAULT_KILL, k, 0, rng_one_in(&j->rng, 2)};
 		if (ok && (j->thorough || which == 2))
 			ok = one_kill(j, s, f);
 	}
@@ -443,7 +447,8 @@ static void world_free(struct world *w)
 	free(w->op);
 }
 
-static void scenario_begin(struct job *j, const struct op *op, uint64_t seed, const struct folder *f)
+static void scenario_begin(struct job *j, const struct op *op, uint64_t seed,
+			   const struct folder *f)
 {
 	memset(j, 0, sizeof(*j));
 	j->op = op;
@@ -465,7 +470,8 @@ static bool scenario(struct job *j, const struct op *op, uint64_t seed, const st
 	count.scenarios++;
 	char *end = push_step(j, "run");
 
-	ok = record(j, &s, &j->w.base, false) || failed(j, &s.tape, s.tape.n, (struct choice){ TAKE_ALL, 0 });
+	ok = record(j, &s, &j->w.base, false) ||
+	     failed(j, &s.tape, s.tape.n, (struct choice){TAKE_ALL, 0});
 	ok = ok && explore_states(j, &s);
 	if (ok) {
 		*end = '\0';
@@ -489,7 +495,8 @@ static double seconds_now(void)
 	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-static bool explore(struct job *j, const struct op *op, const struct arguments *a, const struct folder *f)
+static bool explore(struct job *j, const struct op *op, const struct arguments *a,
+		    const struct folder *f)
 {
 	double began = seconds_now();
 	struct rng r;
@@ -500,17 +507,18 @@ static bool explore(struct job *j, const struct op *op, const struct arguments *
 		if (!scenario(j, op, rng_next(&r) >> 16, f))
 			return false;
 	while (states() < a->states && seconds_now() - began < (double)a->seconds);
-	printf("ok: %s: %lu states (%lu prefixes, %lu subsets and torn writes, %lu failed calls, %lu kills, "
+	printf("ok: %s: %lu states (%lu prefixes, %lu subsets and torn writes, %lu failed calls, "
+	       "%lu kills, "
 	       "%lu of a second crash) of %lu scenarios, finished %lu times, %.1f s\n",
-	       op->name, states(), count.prefixes, count.subsets, count.faults, count.kills, count.twice,
-	       count.scenarios, count.again, seconds_now() - began);
+	       op->name, states(), count.prefixes, count.subsets, count.faults, count.kills,
+	       count.twice, count.scenarios, count.again, seconds_now() - began);
 	fflush(stdout);
 	return true;
 }
 
 static struct fault parse_fault(const char *step, bool *plain)
 {
-	struct fault f = { FAULT_NONE, 0, EIO, false };
+	struct fault f = {FAULT_NONE, 0, EIO, false};
 	char name[16] = "", *end = NULL;
 
 	*plain = strcmp(step, "run") == 0;
@@ -521,7 +529,9 @@ static struct fault parse_fault(const char *step, bool *plain)
 		end = strchr(name, 'h');
 		if (end)
 			*end = '\0';
-		f.errnum = strcmp(name, "EIO") == 0 ? EIO : strcmp(name, "ENOSPC") == 0 ? ENOSPC : EDQUOT;
+		f.errnum = strcmp(name, "EIO") == 0	 ? EIO
+			   : strcmp(name, "ENOSPC") == 0 ? ENOSPC
+							 : EDQUOT;
 	} else if (sscanf(step, "kill%u", &f.at) == 1) {
 		f.kind = FAULT_KILL;
 		end = strchr(step + 4, 'h');
@@ -539,21 +549,24 @@ static void parse_state(const char *step, unsigned *n, struct choice *c)
 
 	if (got < 2 || !strchr("a0mr", how))
 		die("no such state: %s", step);
-	c->how = how == 'a' ? TAKE_ALL : how == '0' ? TAKE_NONE : how == 'm' ? TAKE_MASK : TAKE_RANDOM;
+	c->how = how == 'a'   ? TAKE_ALL
+		 : how == '0' ? TAKE_NONE
+		 : how == 'm' ? TAKE_MASK
+			      : TAKE_RANDOM;
 }
 
 /* One run and the state that is made of its recording, for each pair of steps. */
 static bool replay_steps(struct job *j, char *steps)
 {
 	struct fs base;
-	struct session s = { .ok = false };
+	struct session s = {.ok = false};
 	bool ok = true, plain, again = false;
 	unsigned n = 0;
 
 	fs_copy(&base, &j->w.base);
 	for (char *step = strtok(steps, "/"); ok && step; step = strtok(NULL, "/")) {
 		struct fault f = parse_fault(step, &plain);
-		struct choice c = { TAKE_ALL, 0 };
+		struct choice c = {TAKE_ALL, 0};
 
 		session_free(&s);
 		push_step(j, "%s", step);
@@ -612,7 +625,8 @@ static uint64_t fresh_seed(void)
 	struct timespec t;
 
 	clock_gettime(CLOCK_REALTIME, &t);
-	return ((uint64_t)t.tv_sec * 1000003 ^ (uint64_t)t.tv_nsec ^ (uint64_t)getpid() << 24) & 0xffffffff;
+	return ((uint64_t)t.tv_sec * 1000003 ^ (uint64_t)t.tv_nsec ^ (uint64_t)getpid() << 24) &
+	       0xffffffff;
 }
 
 /* Where syncs cost nothing. */
@@ -661,15 +675,14 @@ static void usage(FILE *f)
 static void parse_arguments(struct arguments *a, int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "op", required_argument, NULL, 'o' },	    { "seed", required_argument, NULL, 's' },
-		{ "states", required_argument, NULL, 'n' }, { "dir", required_argument, NULL, 'd' },
-		{ "seconds", required_argument, NULL, 't' },
-		{ "replay", required_argument, NULL, 'r' }, { "help", no_argument, NULL, 'h' },
-		{ NULL, 0, NULL, 0 },
+		{"op", required_argument, NULL, 'o'},	   {"seed", required_argument, NULL, 's'},
+		{"states", required_argument, NULL, 'n'},  {"dir", required_argument, NULL, 'd'},
+		{"seconds", required_argument, NULL, 't'}, {"replay", required_argument, NULL, 'r'},
+		{"help", no_argument, NULL, 'h'},	   {NULL, 0, NULL, 0},
 	};
 	int opt;
 
-	*a = (struct arguments){ .seed = fresh_seed(), .states = 2000, .seconds = ULONG_MAX };
+	*a = (struct arguments){.seed = fresh_seed(), .states = 2000, .seconds = ULONG_MAX};
 	while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
 		if (opt == 'o' && a->n < 16)
 			a->op[a->n++] = find_op(optarg, strlen(optarg));

@@ -135,8 +135,8 @@ int fs_add(struct fs *fs, const char *path, const void *data, uint64_t size)
 }
 
 /*
- * Replay. An event is durable when the next sync of its file (folder) succeeded; up for a decision when there was
- * none yet, or when that sync failed.
+ * Replay. An event is durable when the next sync of its file (folder) succeeded; up for a decision
+ * when there was none yet, or when that sync failed.
  */
 struct replay {
 	struct fs *fs;
@@ -186,7 +186,7 @@ static bool durable(const struct replay *r, unsigned i)
 /* How likely a sector of event I is there, in 256ths; decided once for each event. */
 static unsigned likelihood(struct replay *r, unsigned i)
 {
-	static const unsigned some[] = { 0, 0, 0, 256, 256, 256, 128, 24, 232 };
+	static const unsigned some[] = {0, 0, 0, 256, 256, 256, 128, 24, 232};
 
 	switch (r->style) {
 	case 0: /* one alone */
@@ -271,7 +271,8 @@ static bool is_stopped(const struct stopped *s, const char *path)
 		const char *slash = strrchr(s->path[i], '/');
 		char dir[FS_PATH];
 
-		snprintf(dir, sizeof(dir), "%.*s", slash ? (int)(slash - s->path[i]) : 0, s->path[i]);
+		snprintf(dir, sizeof(dir), "%.*s", slash ? (int)(slash - s->path[i]) : 0,
+			 s->path[i]);
 		if (same_dir(path, dir))
 			return true;
 	}
@@ -316,8 +317,8 @@ static void play_event(struct replay *r, unsigned i, struct stopped *stop)
 unsigned fs_replay(struct fs *out, const struct fs *base, const struct tape *t, unsigned n,
 		   struct choice c)
 {
-	struct replay r = { .fs = out, .t = t, .n = n, .c = c };
-	struct stopped stop = { .n = 0 };
+	struct replay r = {.fs = out, .t = t, .n = n, .c = c};
+	struct stopped stop = {.n = 0};
 	unsigned pending = 0;
 
 	fs_copy(out, base);
@@ -329,7 +330,8 @@ unsigned fs_replay(struct fs *out, const struct fs *base, const struct tape *t, 
 		rng_seed(&r.rng, c.value);
 		r.style = rng_below(&r.rng, 8);
 		for (unsigned i = 0; i < n; i++)
-			if (t->ev[i].kind < EV_SYNC && !durable(&r, i) && rng_below(&r.rng, ++pending) == 0)
+			if (t->ev[i].kind < EV_SYNC && !durable(&r, i) &&
+			    rng_below(&r.rng, ++pending) == 0)
 				r.lone = i;
 	}
 	for (unsigned i = 0; i < n; i++)
@@ -339,9 +341,9 @@ unsigned fs_replay(struct fs *out, const struct fs *base, const struct tape *t, 
 
 void tape_print(const struct tape *t, unsigned n, struct choice c)
 {
-	static const char *const what[] = { "write", "zero",   "size",	 "sync",     "create",
-					    "rename", "link", "unlink", "sync-dir", "note" };
-	struct replay r = { .t = t, .n = n };
+	static const char *const what[] = {"write",  "zero", "size",   "sync",	   "create",
+					   "rename", "link", "unlink", "sync-dir", "note"};
+	struct replay r = {.t = t, .n = n};
 	unsigned dull = 0;
 
 	for (unsigned i = 0; i < n; i++) {
@@ -369,11 +371,11 @@ void tape_print(const struct tape *t, unsigned n, struct choice c)
 		if (e->kind == EV_SYNC || e->kind == EV_SYNC_DIR)
 			printf("%s", e->failed ? " FAILED" : "");
 		else if (e->kind != EV_NOTE)
-			printf("%s", e->fate == FATE_GONE ? " (lost by a failed sync)" :
-				     durable(&r, i)	  ? "" :
-				     c.how == TAKE_ALL	  ? " (not synced: there)" :
-				     c.how == TAKE_NONE ? " (not synced: lost)" :
-							    " (not synced: perhaps in part)");
+			printf("%s", e->fate == FATE_GONE ? " (lost by a failed sync)"
+				     : durable(&r, i)	  ? ""
+				     : c.how == TAKE_ALL  ? " (not synced: there)"
+				     : c.how == TAKE_NONE ? " (not synced: lost)"
+							  : " (not synced: perhaps in part)");
 		printf("\n");
 	}
 }
@@ -478,7 +480,7 @@ static void store_link(const struct node *n, const char *path)
 
 void fs_store(const struct fs *fs, const char *root, const char *pool)
 {
-	bool stored[FS_NODES] = { false };
+	bool stored[FS_NODES] = {false};
 	char path[2 * FS_PATH], kept[2 * FS_PATH];
 
 	fs_empty(root);
@@ -583,12 +585,13 @@ const char *fs_compare(const struct fs *a, const struct fs *b)
 		if (k < 0)
 			return why;
 		y = &b->node[b->name[k].node];
-		snprintf(why, sizeof(why), "%s: %" PRIu64 " and %" PRIu64 " bytes", a->name[i].path, x->size,
-			 y->size);
+		snprintf(why, sizeof(why), "%s: %" PRIu64 " and %" PRIu64 " bytes", a->name[i].path,
+			 x->size, y->size);
 		if (x->size != y->size)
 			return why;
 		for (uint64_t at = 0; at < x->size; at += SECTOR) {
-			snprintf(why, sizeof(why), "%s: the bytes at %" PRIu64 " differ", a->name[i].path, at);
+			snprintf(why, sizeof(why), "%s: the bytes at %" PRIu64 " differ",
+				 a->name[i].path, at);
 			if (memcmp(x->data + at, y->data + at, u64_min(SECTOR, x->size - at)) != 0)
 				return why;
 		}

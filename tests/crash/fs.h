@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What a folder holds, what a program did to it, and what a disk may hold of that after a power cut.
+ * What a folder holds, what a program did to it, and what a disk may hold of that after a power
+ * cut.
  *
- * The model is a journalling file system's at its worst: a write is there in any subset of its 512-byte sectors
- * until its file is synced, the same file's other writes notwithstanding; a file may have grown without the data
- * that made it grow (zeros then); changes of names are there up to any point until their folder is synced,
- * independent of the data. What a failed sync was to cover may be lost for ever, whatever later syncs say.
+ * The model is a journalling file system's at its worst: a write is there in any subset of its
+ * 512-byte sectors until its file is synced, the same file's other writes notwithstanding; a file
+ * may have grown without the data that made it grow (zeros then); changes of names are there up to
+ * any point until their folder is synced, independent of the data. What a failed sync was to cover
+ * may be lost for ever, whatever later syncs say.
  */
 #ifndef CRASH_FS_H
 #define CRASH_FS_H
@@ -54,10 +56,14 @@ struct event {
 	int node;	   /* of data, or what a name leads to */
 	uint64_t off, len; /* SIZE: LEN is the new one */
 	uint8_t *data;
-	unsigned call; /* the changing call that it is, counted from 1 */
+	unsigned call;			 /* the changing call that it is, counted from 1 */
 	char path[FS_PATH], to[FS_PATH]; /* SYNC_DIR: PATH is the folder, "" the top */
-	enum { FATE_OPEN, FATE_THERE, FATE_GONE } fate; /* decided already, since somebody has looked */
-	unsigned covered;  /* the sync that decides about it; UINT_MAX: none so far (tape_seal) */
+	enum {
+		FATE_OPEN,
+		FATE_THERE,
+		FATE_GONE
+	} fate;		  /* decided already, since somebody has looked */
+	unsigned covered; /* the sync that decides about it; UINT_MAX: none so far (tape_seal) */
 };
 
 struct tape {
@@ -78,7 +84,8 @@ void tape_seal(struct tape *t);
 void tape_free(struct tape *t);
 void tape_print(const struct tape *t, unsigned n, struct choice c);
 
-/* The state of BASE after the first N events of T. Returns the number of decisions that C had to take. */
+/* The state of BASE after the first N events of T. Returns the number of decisions that C had to
+ * take. */
 unsigned fs_replay(struct fs *out, const struct fs *base, const struct tape *t, unsigned n,
 		   struct choice c);
 void fs_copy(struct fs *out, const struct fs *from);
@@ -90,8 +97,8 @@ int fs_add(struct fs *fs, const char *path, const void *data, uint64_t size);
 /* The names and bytes, as a number. */
 uint64_t fs_hash(const struct fs *fs);
 /*
- * Makes the folder ROOT hold exactly this. A file has the same inode every time: it is kept in POOL, a
- * folder beside ROOT.
+ * Makes the folder ROOT hold exactly this. A file has the same inode every time: it is kept in
+ * POOL, a folder beside ROOT.
  */
 void fs_store(const struct fs *fs, const char *root, const char *pool);
 void fs_load(struct fs *fs, const char *root, const char *pool);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A guest at work on the leaf. What was acknowledged survives the death of the server, what was flushed survives
- * power loss; of the rest a sector reads old or new. What was written before a sync that failed may
- * be there or not, until it is written and flushed again.
+ * A guest at work on the leaf. What was acknowledged survives the death of the server, what was
+ * flushed survives power loss; of the rest a sector reads old or new. What was written before a
+ * sync that failed may be there or not, until it is written and flushed again.
  */
 #include "config.h"
 
@@ -49,11 +49,11 @@ struct history {
 
 static void guest_build(struct world *w)
 {
-	static const enum img_type kinds[] = { IMG_DIFFERENCING, IMG_DIFFERENCING, IMG_DIFFERENCING,
-					       IMG_DYNAMIC,	 IMG_DYNAMIC,	   IMG_FIXED };
+	static const enum img_type kinds[] = {IMG_DIFFERENCING, IMG_DIFFERENCING, IMG_DIFFERENCING,
+					      IMG_DYNAMIC,	IMG_DYNAMIC,	  IMG_FIXED};
 	struct guest *g = need(sizeof(*g));
-	struct vhd_spec p = { .type = rng_one_in(&w->rng, 4) ? IMG_RAW : IMG_DYNAMIC };
-	struct vhd_spec c = { .type = kinds[rng_below(&w->rng, 6)], .parent = PARENT };
+	struct vhd_spec p = {.type = rng_one_in(&w->rng, 4) ? IMG_RAW : IMG_DYNAMIC};
+	struct vhd_spec c = {.type = kinds[rng_below(&w->rng, 6)], .parent = PARENT};
 	uint8_t *own;
 
 	w->op = g;
@@ -87,8 +87,8 @@ static void guest_build(struct world *w)
 	free(own);
 	g->n = 4 + (int)rng_below(&w->rng, MAX_REQUESTS / 2 - 4);
 	for (int i = 0; i < g->n; i++) {
-		static const enum request_kind mix[] = { REQ_WRITE, REQ_WRITE, REQ_WRITE, REQ_WRITE,
-							 REQ_ZERO,  REQ_TRIM,  REQ_FLUSH };
+		static const enum request_kind mix[] = {REQ_WRITE, REQ_WRITE, REQ_WRITE, REQ_WRITE,
+							REQ_ZERO,  REQ_TRIM,  REQ_FLUSH};
 		struct request *r = &g->req[i];
 		uint64_t nsec = w->size / SECTOR, most = rng_one_in(&w->rng, 3) ? 40 : 6;
 
@@ -103,8 +103,8 @@ static void guest_build(struct world *w)
 static void *guest_begin(struct world *w)
 {
 	struct history *h = need(sizeof(*h) + w->size * (MAX_REQUESTS + 1));
-	struct img_open o = { .writable = false };
-	struct img_err err = { 0 };
+	struct img_open o = {.writable = false};
+	struct img_err err = {0};
 
 	h->base = h->store;
 	h->tag = 10 + (uint64_t)w->runs * 100;
@@ -115,7 +115,8 @@ static void *guest_begin(struct world *w)
 	return h;
 }
 
-static int request(struct img_chain *c, const struct request *r, const uint8_t *data, struct img_err *err)
+static int request(struct img_chain *c, const struct request *r, const uint8_t *data,
+		   struct img_err *err)
 {
 	switch (r->kind) {
 	case REQ_WRITE:
@@ -130,8 +131,8 @@ static int request(struct img_chain *c, const struct request *r, const uint8_t *
 }
 
 /* One request, with a note before and after; what a trim leaves is asked for. */
-static int do_request(struct world *w, struct img_chain *c, struct history *h, const struct request *r,
-		      struct img_err *err)
+static int do_request(struct world *w, struct img_chain *c, struct history *h,
+		      const struct request *r, struct img_err *err)
 {
 	struct outcome *o = &h->out[h->n];
 	uint64_t tag = h->tag + (uint64_t)h->n;
@@ -155,7 +156,7 @@ static int do_request(struct world *w, struct img_chain *c, struct history *h, c
 
 static int guest_run(struct world *w, void *ctx, bool again, struct img_err *err)
 {
-	struct img_open o = { .writable = true };
+	struct img_open o = {.writable = true};
 	const struct guest *g = w->op;
 	struct history *h = ctx;
 	struct img_chain *c;
@@ -197,7 +198,8 @@ static bool touches(const struct request *r, uint64_t off)
 	return r->kind != REQ_FLUSH && off >= r->off && off < r->off + r->len;
 }
 
-/* Whether all requests up to WHEN were without a failed sync: then what was acknowledged is in the cache. */
+/* Whether all requests up to WHEN were without a failed sync: then what was acknowledged is in the
+ * cache. */
 static bool cache_is_whole(const struct history *h, const struct when *when)
 {
 	for (int i = 0; i < h->n; i++)
@@ -206,12 +208,13 @@ static bool cache_is_whole(const struct history *h, const struct when *when)
 	return !when->power;
 }
 
-static void possible(const struct history *h, const struct when *when, uint64_t off, struct maybe *m)
+static void possible(const struct history *h, const struct when *when, uint64_t off,
+		     struct maybe *m)
 {
 	bool whole = cache_is_whole(h, when);
 	int floor = 0; /* the first request after the last failed sync */
 
-	*m = (struct maybe){ .v = { -1 }, .n = 1, .last = -1 };
+	*m = (struct maybe){.v = {-1}, .n = 1, .last = -1};
 	for (int i = 0; i < h->n && h->out[i].began < when->pos; i++) {
 		const struct outcome *o = &h->out[i];
 		bool ended = o->ended < when->pos && o->ok, touched = touches(&o->req, off);
@@ -232,28 +235,31 @@ static void possible(const struct history *h, const struct when *when, uint64_t 
 	}
 }
 
-static bool none_of_them(struct world *w, const struct history *h, const struct maybe *m, uint64_t off)
+static bool none_of_them(struct world *w, const struct history *h, const struct maybe *m,
+			 uint64_t off)
 {
-	static const char *const kinds[] = { "write", "zero", "trim", "flush" };
+	static const char *const kinds[] = {"write", "zero", "trim", "flush"};
 	char list[1000] = "";
 
 	for (int i = 0; i < m->n; i++) {
 		int k = m->v[i];
 		size_t n = strlen(list);
 
-		snprintf(list + n, sizeof(list) - n, " %d (%s%s: %016llx)", k, k < 0 ? "before" : kinds[h->out[k].req.kind],
+		snprintf(list + n, sizeof(list) - n, " %d (%s%s: %016llx)", k,
+			 k < 0 ? "before" : kinds[h->out[k].req.kind],
 			 k >= 0 && !h->out[k].ok ? ", failed" : "",
 			 (unsigned long long)be64_get((k < 0 ? h->base : h->out[k].after) + off));
 	}
 	return wrong(w, "sector %llu reads %016llx; what it may read is of request%s",
-		     (unsigned long long)(off / SECTOR), (unsigned long long)be64_get(w->buf + off), list);
+		     (unsigned long long)(off / SECTOR), (unsigned long long)be64_get(w->buf + off),
+		     list);
 }
 
 static bool guest_check(struct world *w, void *ctx, const struct when *when)
 {
-	struct img_open o = { .writable = false };
+	struct img_open o = {.writable = false};
 	struct history *h = ctx;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct when now = *when;
 
 	for (int i = 0; i < h->n; i++) {
@@ -268,16 +274,18 @@ static bool guest_check(struct world *w, void *ctx, const struct when *when)
 
 		possible(h, &now, off, &m);
 		for (int i = 0; !good && i < m.n; i++)
-			good = memcmp(w->buf + off, (m.v[i] < 0 ? h->base : h->out[m.v[i]].after) + off, SECTOR) == 0;
+			good = memcmp(w->buf + off,
+				      (m.v[i] < 0 ? h->base : h->out[m.v[i]].after) + off,
+				      SECTOR) == 0;
 		if (!good)
 			return none_of_them(w, h, &m, off);
 	}
 	return sound(w, LEAF, false);
 }
 
-const struct op op_guest = { .name = "guest",
-			     .positional = true,
-			     .build = guest_build,
-			     .begin = guest_begin,
-			     .run = guest_run,
-			     .check = guest_check };
+const struct op op_guest = {.name = "guest",
+			    .positional = true,
+			    .build = guest_build,
+			    .begin = guest_begin,
+			    .run = guest_run,
+			    .check = guest_check};

@@ -19,11 +19,13 @@ struct change {
 	bool force;
 };
 
-/* What LEAF shows is W->view; OTHER is added when it is wanted, with the UUID of PARENT or another one. */
-static void build_pair(struct world *w, enum img_type type, uint64_t zero_from, bool other, bool same)
+/* What LEAF shows is W->view; OTHER is added when it is wanted, with the UUID of PARENT or another
+ * one. */
+static void build_pair(struct world *w, enum img_type type, uint64_t zero_from, bool other,
+		       bool same)
 {
-	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_FIXED, IMG_RAW };
-	struct vhd_spec p = { .type = kinds[rng_below(&w->rng, same ? 3 : 2)] }, c = { .type = type };
+	static const enum img_type kinds[] = {IMG_DYNAMIC, IMG_FIXED, IMG_RAW};
+	struct vhd_spec p = {.type = kinds[rng_below(&w->rng, same ? 3 : 2)]}, c = {.type = type};
 	uint64_t nsec = w->size / SECTOR;
 	uint8_t *own = need(nsec);
 
@@ -69,10 +71,11 @@ static void reparent_build(struct world *w)
 
 static int reparent_run(struct world *w, void *ctx, bool again, struct img_err *err)
 {
-	struct img_open o = { .writable = false };
+	struct img_open o = {.writable = false};
 
 	(void)ctx, (void)again;
-	return img_reparent(in_dir(w, LEAF), in_dir(w, OTHER), &o, ((struct change *)w->op)->force, err);
+	return img_reparent(in_dir(w, LEAF), in_dir(w, OTHER), &o, ((struct change *)w->op)->force,
+			    err);
 }
 
 /* Whether the first PARENT is not needed any more. */
@@ -97,7 +100,8 @@ static bool reparent_check(struct world *w, void *ctx, const struct when *when)
 
 static void resize_build(struct world *w)
 {
-	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_FIXED, IMG_DIFFERENCING, IMG_DYNAMIC };
+	static const enum img_type kinds[] = {IMG_DYNAMIC, IMG_FIXED, IMG_DIFFERENCING,
+					      IMG_DYNAMIC};
 	struct change *x = w->op = need(sizeof(*x));
 	uint64_t size = random_size(w, random_block_size(w)), other = random_size(w, 4096);
 
@@ -111,8 +115,8 @@ static void resize_build(struct world *w)
 
 static int resize_run(struct world *w, void *ctx, bool again, struct img_err *err)
 {
-	struct img_open o = { .writable = true };
-	struct img_resize r = { .size = ((struct change *)w->op)->size };
+	struct img_open o = {.writable = true};
+	struct img_resize r = {.size = ((struct change *)w->op)->size};
 
 	(void)ctx, (void)again;
 	return img_resize(in_dir(w, LEAF), &o, &r, NULL, NULL, err);
@@ -122,8 +126,8 @@ static int resize_run(struct world *w, void *ctx, bool again, struct img_err *er
 static bool resize_check(struct world *w, void *ctx, const struct when *when)
 {
 	const struct change *x = w->op;
-	struct img_open o = { .writable = false };
-	struct img_err err = { 0 };
+	struct img_open o = {.writable = false};
+	struct img_err err = {0};
 	struct img_chain *c;
 	uint64_t size;
 
@@ -137,11 +141,7 @@ static bool resize_check(struct world *w, void *ctx, const struct when *when)
 	return shows(w, LEAF, w->view, size) && sound(w, LEAF, when->done);
 }
 
-const struct op op_reparent = { .name = "reparent",
-				.build = reparent_build,
-				.run = reparent_run,
-				.check = reparent_check };
-const struct op op_resize = { .name = "resize",
-			      .build = resize_build,
-			      .run = resize_run,
-			      .check = resize_check };
+const struct op op_reparent = {
+	.name = "reparent", .build = reparent_build, .run = reparent_run, .check = reparent_check};
+const struct op op_resize = {
+	.name = "resize", .build = resize_build, .run = resize_run, .check = resize_check};

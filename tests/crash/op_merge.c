@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * One or several layers folded into an ancestor of any kind, with what `vhd-merge` does around it; and a chain made
- * into a new file.
+ * One or several layers folded into an ancestor of any kind, with what `vhd-merge` does around it;
+ * and a chain made into a new file.
  */
 #include "config.h"
 
@@ -16,22 +16,24 @@
 #define NEW "new.vhd"
 #define MOST 3
 
-static const char *const names[MOST] = { "leaf.avhd", "second.avhd", "third.avhd" };
+static const char *const names[MOST] = {"leaf.avhd", "second.avhd", "third.avhd"};
 
 struct merging {
-	int layers; /* to be merged; names[0] is the leaf */
+	int layers;		    /* to be merged; names[0] is the leaf */
 	const char *target, *below; /* names */
 	bool del, grand, raw;
 	char aside[2 * FS_PATH];
 	uint8_t uuid[MOST + 2][16];
-	uint64_t size[MOST + 2]; /* of each layer, target and what is below it included: a child may have grown */
-	uint8_t *shows[MOST]; /* what each layer shows */
+	uint64_t size[MOST + 2]; /* of each layer, target and what is below it included: a child may
+				    have grown */
+	uint8_t *shows[MOST];	 /* what each layer shows */
 	uint8_t *grand_shows;
 	uint8_t store[];
 };
 
 /* A layer over what VIEW shows, which it changes. */
-static void add_layer(struct world *w, const char *name, struct vhd_spec *s, uint8_t *view, uint64_t tag)
+static void add_layer(struct world *w, const char *name, struct vhd_spec *s, uint8_t *view,
+		      uint64_t tag)
 {
 	uint64_t nsec = s->size / SECTOR;
 	uint8_t *own = need(nsec);
@@ -61,7 +63,7 @@ static void add_target(struct world *w, struct merging *m, struct vhd_spec *p)
 	if (p->type == IMG_RAW)
 		memset(p->uuid, 0, sizeof(p->uuid));
 	if (p->type == IMG_DIFFERENCING) {
-		struct vhd_spec g = { .type = rng_one_in(&w->rng, 3) ? IMG_RAW : IMG_DYNAMIC };
+		struct vhd_spec g = {.type = rng_one_in(&w->rng, 3) ? IMG_RAW : IMG_DYNAMIC};
 
 		if (g.type != IMG_RAW)
 			random_uuid(g.uuid, &w->rng);
@@ -77,9 +79,9 @@ static void add_target(struct world *w, struct merging *m, struct vhd_spec *p)
 
 static void merge_build(struct world *w)
 {
-	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_DIFFERENCING, IMG_FIXED, IMG_RAW,
-					       IMG_DYNAMIC, IMG_DIFFERENCING };
-	struct vhd_spec p = { .type = kinds[rng_below(&w->rng, 6)] };
+	static const enum img_type kinds[] = {IMG_DYNAMIC, IMG_DIFFERENCING, IMG_FIXED,
+					      IMG_RAW,	   IMG_DYNAMIC,	     IMG_DIFFERENCING};
+	struct vhd_spec p = {.type = kinds[rng_below(&w->rng, 6)]};
 	uint32_t block_size = random_block_size(w);
 	struct merging *m;
 	bool grown = rng_one_in(&w->rng, 2);
@@ -98,18 +100,20 @@ static void merge_build(struct world *w)
 		snprintf(m->aside, sizeof(m->aside), "%s", in_dir(w, "aside"));
 		w->aside[0] = m->aside;
 	}
-	/* Half of the chains are of one size. The child of a raw disk knows it by its size: it grows last. */
+	/* Half of the chains are of one size. The child of a raw disk knows it by its size: it
+	 * grows last. */
 	m->size[0] = w->size;
 	for (int i = 1; i < m->layers + 2; i++) {
 		m->size[i] = m->size[i - 1];
 		if (grown && rng_one_in(&w->rng, 2) && (p.type != IMG_RAW || i >= m->layers))
-			m->size[i] = (1 + rng_below(&w->rng, (unsigned)(m->size[i] / SECTOR))) * (uint64_t)SECTOR;
+			m->size[i] = (1 + rng_below(&w->rng, (unsigned)(m->size[i] / SECTOR))) *
+				     (uint64_t)SECTOR;
 	}
 	add_target(w, m, &p);
 	m->raw = p.type == IMG_RAW;
 	memcpy(w->view, w->old, w->size);
 	for (int i = m->layers - 1; i >= 0; i--) {
-		struct vhd_spec c = { .type = IMG_DIFFERENCING };
+		struct vhd_spec c = {.type = IMG_DIFFERENCING};
 
 		c.parent = i == m->layers - 1 ? m->target : names[i + 1];
 		memcpy(c.parent_uuid, p.uuid, 16);
@@ -124,7 +128,7 @@ static void merge_build(struct world *w)
 	m->grand_shows = m->store + w->size * MOST;
 	memcpy(m->grand_shows, w->view, w->size);
 	if (m->grand) {
-		struct vhd_spec c = { .type = IMG_DIFFERENCING, .parent = names[0], .size = w->size };
+		struct vhd_spec c = {.type = IMG_DIFFERENCING, .parent = names[0], .size = w->size};
 
 		memcpy(c.parent_uuid, p.uuid, 16);
 		random_uuid(c.uuid, &w->rng);
@@ -138,7 +142,7 @@ static int merge_run(struct world *w, void *ctx, bool again, struct img_err *err
 	struct merging *m = w->op;
 	char target[2 * FS_PATH];
 	struct img_open o = open_as(w);
-	struct img_merge opts = { .open = &o, .del = m->del };
+	struct img_merge opts = {.open = &o, .del = m->del};
 	struct img_merge_stats stats;
 	struct img_chain *c;
 	bool done = false;
@@ -156,7 +160,7 @@ static int merge_run(struct world *w, void *ctx, bool again, struct img_err *err
 	}
 	if (err->code != IMG_NOINPUT || !again || !m->del)
 		return -1;
-	struct img_err e = { 0 };
+	struct img_err e = {0};
 
 	if (img_merge_clean_up(in_dir(w, names[0]), target, &o, &done, &into, &e) < 0) {
 		*err = e;
@@ -172,18 +176,21 @@ static bool target_holds(struct world *w, bool done)
 {
 	const struct merging *m = w->op;
 	struct img_open o = open_as(w);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_chain *c;
 	uint64_t size;
 	bool sound;
 
 	o.raw = m->raw;
 	if (look(w, m->target, &o, &size, &err) < 0)
-		return (!done && err.code == IMG_AGAIN) || wrong(w, "the target alone: %d, %s", err.code, err.msg);
+		return (!done && err.code == IMG_AGAIN) ||
+		       wrong(w, "the target alone: %d, %s", err.code, err.msg);
 	if ((size != w->size || disk_differs(w->buf, w->view, w->size) >= 0) &&
 	    (done || size != m->size[m->layers] || disk_differs(w->buf, w->old, size) >= 0))
-		return wrong(w, "the target alone is neither the old disk nor the merged one: sector %lld",
-			     (long long)disk_differs(w->buf, w->view, w->size));
+		return wrong(
+			w,
+			"the target alone is neither the old disk nor the merged one: sector %lld",
+			(long long)disk_differs(w->buf, w->view, w->size));
 	if (!done)
 		return true;
 	if (img_open(&c, in_dir(w, m->target), &o, &err) < 0)
@@ -196,14 +203,14 @@ static bool target_holds(struct world *w, bool done)
 }
 
 /*
- * Not every program knows the marker. What it would see is old or new in each sector: no bit is there without its
- * data, no entry without its bitmap.
+ * Not every program knows the marker. What it would see is old or new in each sector: no bit is
+ * there without its data, no entry without its bitmap.
  */
 static bool old_or_new(struct world *w)
 {
 	const struct merging *m = w->op;
 	struct img_open o = open_as(w);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	char marker[FS_PATH], hidden[2 * FS_PATH];
 	uint64_t size;
 	int rc;
@@ -223,8 +230,10 @@ static bool old_or_new(struct world *w)
 	for (uint64_t off = 0; off < w->size; off += SECTOR)
 		if (memcmp(w->buf + off, w->old + off, SECTOR) != 0 &&
 		    memcmp(w->buf + off, w->view + off, SECTOR) != 0)
-			return wrong(w, "the target without its marker: sector %llu is neither old nor new",
-				     (unsigned long long)(off / SECTOR));
+			return wrong(
+				w,
+				"the target without its marker: sector %llu is neither old nor new",
+				(unsigned long long)(off / SECTOR));
 	return true;
 }
 
@@ -233,7 +242,7 @@ static bool middle_holds(struct world *w, int i)
 {
 	struct merging *m = w->op;
 	struct img_open o = open_as(w);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	uint64_t size;
 
 	if (look(w, names[i], &o, &size, &err) < 0)
@@ -259,7 +268,7 @@ static bool merge_check(struct world *w, void *ctx, const struct when *when)
 {
 	struct merging *m = w->op;
 	struct img_open o = open_as(w);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	bool ok = true;
 
 	(void)ctx;
@@ -278,7 +287,8 @@ static bool merge_check(struct world *w, void *ctx, const struct when *when)
 		ok = shows(w, GRAND, m->grand_shows, w->size);
 	if (ok && exists(w, names[0]))
 		ok = sound(w, names[0], false);
-	return ok && target_holds(w, when->done) && (when->done || old_or_new(w)) && (m->raw || sound(w, m->target, when->done));
+	return ok && target_holds(w, when->done) && (when->done || old_or_new(w)) &&
+	       (m->raw || sound(w, m->target, when->done));
 }
 
 static void flatten_build(struct world *w)
@@ -290,7 +300,7 @@ static void flatten_build(struct world *w)
 static int flatten_run(struct world *w, void *ctx, bool again, struct img_err *err)
 {
 	struct img_open o = open_as(w);
-	struct img_merge opts = { .open = &o };
+	struct img_merge opts = {.open = &o};
 	struct img_merge_stats stats;
 	struct img_chain *c;
 	int rc;
@@ -298,7 +308,8 @@ static int flatten_run(struct world *w, void *ctx, bool again, struct img_err *e
 	(void)ctx;
 	if (img_open(&c, in_dir(w, names[0]), &o, err) < 0)
 		return -1;
-	rc = img_flatten(c, img_layers(c) - 1, in_dir(w, NEW), again && exists(w, NEW), &opts, &stats, err);
+	rc = img_flatten(c, img_layers(c) - 1, in_dir(w, NEW), again && exists(w, NEW), &opts,
+			 &stats, err);
 	img_close(c);
 	return rc;
 }
@@ -313,11 +324,7 @@ static bool flatten_check(struct world *w, void *ctx, const struct when *when)
 	return shows(w, NEW, w->view, w->size) && sound(w, NEW, true);
 }
 
-const struct op op_merge = { .name = "merge",
-			     .build = merge_build,
-			     .run = merge_run,
-			     .check = merge_check };
-const struct op op_flatten = { .name = "flatten",
-			       .build = flatten_build,
-			       .run = flatten_run,
-			       .check = flatten_check };
+const struct op op_merge = {
+	.name = "merge", .build = merge_build, .run = merge_run, .check = merge_check};
+const struct op op_flatten = {
+	.name = "flatten", .build = flatten_build, .run = flatten_run, .check = flatten_check};

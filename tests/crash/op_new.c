@@ -26,7 +26,7 @@ struct making {
 /* PARENT shows W->view; NEW, if it is there already, W->old. */
 static struct making *base_files(struct world *w, enum img_type parent)
 {
-	struct vhd_spec p = { .type = parent };
+	struct vhd_spec p = {.type = parent};
 	struct making *m = need(sizeof(*m));
 	uint8_t *own;
 
@@ -86,8 +86,8 @@ static bool new_check(struct world *w, const uint8_t *want, bool done)
 	if (m->o.type != IMG_RAW)
 		return shows(w, NEW, want, w->size) && sound(w, NEW, true);
 
-	struct img_open o = { .raw = true };
-	struct img_err err = { 0 };
+	struct img_open o = {.raw = true};
+	struct img_err err = {0};
 
 	if (disk_read(in_dir(w, NEW), &o, w->buf, w->size, &err) < 0)
 		return wrong(w, "%s", err.msg);
@@ -104,7 +104,7 @@ static bool force(struct world *w, bool again)
 
 static void snap_build(struct world *w)
 {
-	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_FIXED };
+	static const enum img_type kinds[] = {IMG_DYNAMIC, IMG_FIXED};
 	struct making *m = base_files(w, kinds[rng_below(&w->rng, 2)]);
 
 	m->o.type = IMG_DIFFERENCING;
@@ -112,7 +112,7 @@ static void snap_build(struct world *w)
 
 static int snap_run(struct world *w, void *ctx, bool again, struct img_err *err)
 {
-	struct img_open o = { .writable = false };
+	struct img_open o = {.writable = false};
 
 	(void)ctx;
 	return img_snapshot(in_dir(w, PARENT), in_dir(w, NEW), &o, force(w, again), err);
@@ -126,7 +126,7 @@ static bool snap_check(struct world *w, void *ctx, const struct when *when)
 
 static void create_build(struct world *w)
 {
-	static const enum img_type kinds[] = { IMG_DYNAMIC, IMG_FIXED, IMG_RAW };
+	static const enum img_type kinds[] = {IMG_DYNAMIC, IMG_FIXED, IMG_RAW};
 	struct making *m = base_files(w, IMG_DYNAMIC);
 
 	m->o.type = kinds[rng_below(&w->rng, 3)];
@@ -158,7 +158,8 @@ static void fill_build(struct world *w)
 		struct write *x = &m->write[i];
 
 		x->off = rng_below(&w->rng, (unsigned)nsec) * (uint64_t)SECTOR;
-		x->len = (1 + rng_below(&w->rng, (unsigned)u64_min(64, nsec - x->off / SECTOR))) * (uint64_t)SECTOR;
+		x->len = (1 + rng_below(&w->rng, (unsigned)u64_min(64, nsec - x->off / SECTOR))) *
+			 (uint64_t)SECTOR;
 		x->zero = rng_one_in(&w->rng, 4);
 		if (x->zero)
 			memset(w->view + x->off, 0, x->len);
@@ -184,8 +185,9 @@ static int fill_run(struct world *w, void *ctx, bool again, struct img_err *err)
 		struct write *x = &m->write[i];
 
 		disk_fill(buf, x->off, x->len, 3 + (uint64_t)i);
-		rc = x->zero ? img_zero(img_new_chain(n), x->off, x->len, false, err) :
-			       img_write(img_new_chain(n), buf + x->off, x->off, x->len, false, err);
+		rc = x->zero ? img_zero(img_new_chain(n), x->off, x->len, false, err)
+			     : img_write(img_new_chain(n), buf + x->off, x->off, x->len, false,
+					 err);
 	}
 	if (rc == 0)
 		rc = img_create_finish(n, err);
@@ -195,9 +197,9 @@ static int fill_run(struct world *w, void *ctx, bool again, struct img_err *err)
 	return rc;
 }
 
-const struct op op_snap = { .name = "snap", .build = snap_build, .run = snap_run, .check = snap_check };
-const struct op op_create = { .name = "create",
-			      .build = create_build,
-			      .run = create_run,
-			      .check = snap_check };
-const struct op op_fill = { .name = "fill", .build = fill_build, .run = fill_run, .check = snap_check };
+const struct op op_snap = {
+	.name = "snap", .build = snap_build, .run = snap_run, .check = snap_check};
+const struct op op_create = {
+	.name = "create", .build = create_build, .run = create_run, .check = snap_check};
+const struct op op_fill = {
+	.name = "fill", .build = fill_build, .run = fill_run, .check = snap_check};

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* vhd-check --repair of damage whose repair loses nothing: the content stays, whatever happens on the way. */
+/* vhd-check --repair of damage whose repair loses nothing: the content stays, whatever happens on
+ * the way. */
 #include "config.h"
 
 #include <stdlib.h>
@@ -69,7 +70,7 @@ static void damage(struct world *w, bool fixed)
 static void repair_build(struct world *w)
 {
 	bool fixed = rng_one_in(&w->rng, 4);
-	struct vhd_spec s = { .type = fixed ? IMG_FIXED : IMG_DYNAMIC };
+	struct vhd_spec s = {.type = fixed ? IMG_FIXED : IMG_DYNAMIC};
 	uint8_t *own;
 
 	s.block_size = random_block_size(w);
@@ -91,7 +92,7 @@ static void repair_build(struct world *w)
 
 static int repair_run(struct world *w, void *ctx, bool again, struct img_err *err)
 {
-	struct img_check o = { .fault = ignore_fault };
+	struct img_check o = {.fault = ignore_fault};
 	struct img_check_result before, after;
 
 	(void)ctx, (void)again;
@@ -101,7 +102,7 @@ static int repair_run(struct world *w, void *ctx, bool again, struct img_err *er
 /* The undo file takes the repair back, byte for byte. */
 static bool undoes(struct world *w)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct fs now;
 	bool ok;
 
@@ -127,7 +128,5 @@ static bool repair_check(struct world *w, void *ctx, const struct when *when)
 	return !when->done || undoes(w);
 }
 
-const struct op op_repair = { .name = "repair",
-			      .build = repair_build,
-			      .run = repair_run,
-			      .check = repair_check };
+const struct op op_repair = {
+	.name = "repair", .build = repair_build, .run = repair_run, .check = repair_check};

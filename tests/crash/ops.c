@@ -32,7 +32,7 @@ const char *in_dir(const struct world *w, const char *name)
 
 struct img_open open_as(const struct world *w)
 {
-	return (struct img_open){ .parent_dirs = w->aside, .nparent_dirs = w->aside[0] != NULL };
+	return (struct img_open){.parent_dirs = w->aside, .nparent_dirs = w->aside[0] != NULL};
 }
 
 bool wrong(struct world *w, const char *fmt, ...)
@@ -48,15 +48,16 @@ bool wrong(struct world *w, const char *fmt, ...)
 bool shows(struct world *w, const char *name, const uint8_t *want, uint64_t size)
 {
 	struct img_open o = open_as(w);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	int64_t sec;
 
 	if (disk_read(in_dir(w, name), &o, w->buf, size, &err) < 0)
 		return wrong(w, "%s: %s", name, err.msg);
 	sec = disk_differs(w->buf, want, size);
-	return sec < 0 || wrong(w, "%s shows something else in sector %lld: %016llx, wanted %016llx", name,
-				(long long)sec, (unsigned long long)be64_get(w->buf + sec * SECTOR),
-				(unsigned long long)be64_get(want + sec * SECTOR));
+	return sec < 0 ||
+	       wrong(w, "%s shows something else in sector %lld: %016llx, wanted %016llx", name,
+		     (long long)sec, (unsigned long long)be64_get(w->buf + sec * SECTOR),
+		     (unsigned long long)be64_get(want + sec * SECTOR));
 }
 
 struct faults {
@@ -64,7 +65,8 @@ struct faults {
 	char list[1500];
 };
 
-/* What waits for another run is no damage, nor is a child of another size than its parent's. A batmap that claims too much must not be at any time: others believe it. */
+/* What waits for another run is no damage, nor is a child of another size than its parent's. A
+ * batmap that claims too much must not be at any time: others believe it. */
 static void note_fault(void *ctx, const struct img_fault *f)
 {
 	struct faults *x = ctx;
@@ -73,7 +75,7 @@ static void note_fault(void *ctx, const struct img_fault *f)
 	if (f->severity == IMG_ERROR && strcmp(f->id, "parent-wrong-size") != 0 &&
 	    (x->done || strcmp(f->id, "batmap-false-full") == 0 ||
 	     (!f->mendable && strcmp(f->id, "merge-unfinished") != 0 &&
-			 strcmp(f->id, "rollback-pending") != 0)))
+	      strcmp(f->id, "rollback-pending") != 0)))
 		snprintf(x->list + n, sizeof(x->list) - n, " %s at %llu (%s; wanted %s)", f->id,
 			 (unsigned long long)f->offset, f->found, f->expected);
 }
@@ -85,17 +87,18 @@ void ignore_fault(void *ctx, const struct img_fault *f)
 
 bool sound(struct world *w, const char *name, bool done)
 {
-	struct faults x = { .done = done };
-	struct img_check o = { .open = open_as(w), .fault = note_fault, .ctx = &x };
+	struct faults x = {.done = done};
+	struct img_check o = {.open = open_as(w), .fault = note_fault, .ctx = &x};
 	struct img_check_result res;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (img_check(in_dir(w, name), &o, &res, &err) < 0)
 		return wrong(w, "%s cannot be checked: %s", name, err.msg);
 	return !x.list[0] || wrong(w, "%s is damaged:%s", name, x.list);
 }
 
-int look(struct world *w, const char *name, const struct img_open *o, uint64_t *size, struct img_err *err)
+int look(struct world *w, const char *name, const struct img_open *o, uint64_t *size,
+	 struct img_err *err)
 {
 	struct img_chain *c;
 	int rc;
@@ -143,8 +146,8 @@ void random_uuid(uint8_t uuid[16], struct rng *r)
 
 uint32_t random_block_size(struct world *w)
 {
-	static const uint32_t small[] = { 4096, 4096, 4096, 8192, 16384, 65536 };
-	static const uint32_t big[] = { 512 << 10, 1 << 20, 2 << 20 };
+	static const uint32_t small[] = {4096, 4096, 4096, 8192, 16384, 65536};
+	static const uint32_t big[] = {512 << 10, 1 << 20, 2 << 20};
 
 	/* One size for all layers most of the time, and then the large ones. */
 	if (w->big || (!w->size && rng_one_in(&w->rng, 20))) {

@@ -83,7 +83,8 @@ static bool inside(const char *path, char rel[FS_PATH])
 
 	snprintf(dir, sizeof(dir), "%.*s", slash ? (int)u64_max(1, (uint64_t)(slash - path)) : 1,
 		 slash ? path : ".");
-	if (!realpath(dir, real) || strncmp(real, rec.root, n) != 0 || (real[n] && real[n] != '/')) {
+	if (!realpath(dir, real) || strncmp(real, rec.root, n) != 0 ||
+	    (real[n] && real[n] != '/')) {
 		rel[0] = '\0';
 		return realpath(path, real) && strcmp(real, rec.root) == 0;
 	}
@@ -267,7 +268,8 @@ CALL(ssize_t, copy_file_range, int in, loff_t *in_off, int out, loff_t *out_off,
 	return n;
 }
 
-/* The folder under test is in memory, where nothing can be cloned: done by copying, as strict as XFS. */
+/* The folder under test is in memory, where nothing can be cloned: done by copying, as strict as
+ * XFS. */
 static int clone_range(int fd, const struct file_clone_range *r)
 {
 	struct stat from, to;
@@ -278,7 +280,8 @@ static int clone_range(int fd, const struct file_clone_range *r)
 		return -1;
 	if (len == 0)
 		len = (uint64_t)from.st_size - r->src_offset;
-	if ((r->src_offset | r->dest_offset) % 4096 || r->src_offset + len > (uint64_t)from.st_size ||
+	if ((r->src_offset | r->dest_offset) % 4096 ||
+	    r->src_offset + len > (uint64_t)from.st_size ||
 	    (len % 4096 && (r->src_offset + len != (uint64_t)from.st_size ||
 			    r->dest_offset + len < (uint64_t)to.st_size))) {
 		errno = EINVAL;
@@ -306,7 +309,7 @@ int __wrap_ioctl(int fd, unsigned long request, ...)
 	if (rec.root && request == FICLONERANGE)
 		return due(false) ? -1 : clone_range(fd, arg);
 	if (rec.root && request == FICLONE) {
-		struct file_clone_range r = { .src_fd = (int)(intptr_t)arg };
+		struct file_clone_range r = {.src_fd = (int)(intptr_t)arg};
 
 		return due(false) ? -1 : clone_range(fd, &r);
 	}
@@ -491,8 +494,8 @@ CALL(ssize_t, writev, int fd, const struct iovec *iov, int n)
 }
 
 /*
- * After a failed sync the cache is dropped: from now on everybody sees what is on the disk, half of the lost
- * writes, and that is what a power cut leaves of them, too.
+ * After a failed sync the cache is dropped: from now on everybody sees what is on the disk, half of
+ * the lost writes, and that is what a power cut leaves of them, too.
  */
 static void drop_cache(int fd, int node)
 {
@@ -503,17 +506,18 @@ static void drop_cache(int fd, int node)
 	for (unsigned i = 0; i < rec.t->n; i++) {
 		struct event *e = &rec.t->ev[i];
 
-		if (e->kind >= EV_SYNC || e->node != node || e->fate != FATE_OPEN || e->covered >= rec.t->n ||
-		    !rec.t->ev[e->covered].failed)
+		if (e->kind >= EV_SYNC || e->node != node || e->fate != FATE_OPEN ||
+		    e->covered >= rec.t->n || !rec.t->ev[e->covered].failed)
 			continue;
 		e->fate = (i * 2654435761u + rec.f.at) >> 7 & 1 ? FATE_THERE : FATE_GONE;
 		lost = true;
 	}
 	if (!lost)
 		return;
-	fs_replay(&now, rec.base, rec.t, rec.t->n, (struct choice){ TAKE_ALL, 0 });
+	fs_replay(&now, rec.base, rec.t, rec.t->n, (struct choice){TAKE_ALL, 0});
 	if (__real_ftruncate(fd, (off_t)now.node[node].size) < 0 ||
-	    __real_pwrite(fd, now.node[node].data, now.node[node].size, 0) != (ssize_t)now.node[node].size)
+	    __real_pwrite(fd, now.node[node].data, now.node[node].size, 0) !=
+		    (ssize_t)now.node[node].size)
 		die("the cache cannot be dropped: %s", strerror(errno));
 	fs_free(&now);
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The system calls of the library that change files, taken at link time (--wrap): recorded, made to fail, or the
- * last thing that the process does. A table inside io.c would be shorter, but code that bypasses it would go unseen
- * and the library would carry it everywhere; tests/crash/calls and crash.bats see to it that no call is forgotten.
+ * The system calls of the library that change files, taken at link time (--wrap): recorded, made to
+ * fail, or the last thing that the process does. A table inside io.c would be shorter, but code
+ * that bypasses it would go unseen and the library would carry it everywhere; tests/crash/calls and
+ * crash.bats see to it that no call is forgotten.
  */
 #ifndef CRASH_RECORD_H
 #define CRASH_RECORD_H
@@ -13,7 +14,7 @@ struct fault {
 	enum { FAULT_NONE, FAULT_FAIL, FAULT_KILL } kind;
 	unsigned at; /* the call, counted from 1 */
 	int errnum;
-	bool half;   /* half of the write is done before */
+	bool half; /* half of the write is done before */
 };
 
 /*
