@@ -172,6 +172,8 @@ struct check {
 	uint64_t *placed;
 	size_t nplaced;
 	bool has_bat;
+	uint32_t beyond;	     /* bitmaps with bits behind their last sector */
+	struct img_fault first_beyond;
 
 	/* XenServer's batmap */
 	bool has_batmap;   /* its header is there */

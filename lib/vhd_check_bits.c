@@ -76,19 +76,26 @@ static void check_beyond(struct check *c, uint32_t block, uint64_t off, const ui
 	uint32_t all = c->header.block_size / SECTOR;
 	uint32_t from = c->footer.type == VHD_DYNAMIC ? all : sectors_of(c, block);
 	uint32_t bits = c->bitmap_len * 8, run = bits - from;
-	struct img_fault f;
+	struct img_fault *f = &c->first_beyond;
 	bool set = false;
 
 	if (from < bits)
 		run = bitmap_run(bitmap, from, bits - from, &set);
-	if (from == bits || (!set && run == bits - from))
+	if (from == bits || (!set && run == bits - from) || c->beyond++)
 		return;
-	f = fault_make(c, F_BITMAP_BEYOND_DISK, off + from / 8);
-	f.block = block;
-	f.blocks = 1;
-	FOUND(&f, "bits set from %" PRIu32 " on", set ? from : from + run);
-	EXPECTED(&f, "%" PRIu32 " bits", from);
-	fault_report(c, &f);
+	*f = fault_make(c, F_BITMAP_BEYOND_DISK, off + from / 8);
+	f->block = block;
+	f->blocks = 1;
+	EXPECTED(f, "%" PRIu32 " bits", from);
+}
+
+/* Some writers fill all of every bitmap: one word about it will do. */
+static void report_beyond(struct check *c)
+{
+	if (c->beyond == 0)
+		return;
+	FOUND(&c->first_beyond, "more in %" PRIu32 " of %zu bitmaps", c->beyond, c->nplaced);
+	fault_report(c, &c->first_beyond);
 }
 
 static void compare_full(struct check *c, uint32_t block, uint64_t off, const uint8_t *bitmap)
@@ -222,6 +229,7 @@ int check_bitmaps(struct check *c, struct img_err *err)
 		    c->opts->progress(c->opts->ctx, i * c->stride, c->nplaced * c->stride))
 			rc = img_err_set(err, IMG_AGAIN, "%s: interrupted; nothing was changed", c->file.path);
 	}
+	report_beyond(c);
 	if (rc == 0 && c->opts->progress)
 		(void)c->opts->progress(c->opts->ctx, c->nplaced * c->stride, c->nplaced * c->stride);
 	if (rc == 0 && c->has_batmap)
