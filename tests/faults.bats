@@ -31,7 +31,7 @@ each() {
 
 looking='info map sum check check-json send'
 making='create snap convert import flatten recv'
-changing='repair merge merge-to resize reparent'
+changing='repair repair-link undo merge merge-to resize reparent'
 
 @test "no memory, while a disk is looked at" {
 	each memory $looking

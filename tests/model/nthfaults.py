@@ -53,12 +53,14 @@ def make_scene(d, rnd):
     vhdmodel.create(p('bad.vhd'), SIZE, block=65536, rnd=rnd)
     vhdmodel.fill(p('bad.vhd'), rnd, 4, 4096, p('other.img'))
     os.unlink(p('other.img'))
-    shutil.copy(p('bad.vhd'), p('good.vhd'))
+    vhdmodel.create(p('good.vhd'), SIZE, block=65536, rnd=rnd)
     with open(p('bad.vhd'), 'r+b') as f:
         f.write(bytes(512))
     vhdmodel.create(p('lost.avhd'), SIZE, 'differencing', parent=p('good.vhd'), block=65536, rnd=rnd)
     os.makedirs(p('elsewhere'))
     os.rename(p('good.vhd'), p('elsewhere/moved.vhd'))
+    shutil.copy(p('bad.vhd'), p('mended.vhd'))
+    run(['vhd-check', '--repair', p('mended.vhd')])
     with open(p('stream'), 'wb') as f:
         f.write(run(['vhd-send', p('leaf.avhd')]).stdout)
 
@@ -71,6 +73,9 @@ TASKS = {
     'check': dict(cmd=['vhd-check', '--chain', 'leaf.avhd']),
     'check-json': dict(cmd=['vhd-check', '--json', 'bad.vhd'], ok=65),
     'repair': dict(cmd=['vhd-check', '--repair', 'bad.vhd'], disks=['bad.vhd']),
+    'repair-link': dict(cmd=['vhd-check', '--repair', '--parent-dir=elsewhere', 'lost.avhd'],
+                        disks=['elsewhere/moved.vhd']),
+    'undo': dict(used_up='mended.vhd.undo', cmd=['vhd-check', '--undo', '--force', 'mended.vhd'], disks=['mended.vhd']),
     'create': dict(cmd=['vhd-create', '--size=3M', 'new.vhd'], new='new.vhd'),
     'snap': dict(cmd=['vhd-snap', '--output=new.avhd', 'leaf.avhd'], new='new.avhd', disks=['leaf.avhd']),
     'convert': dict(cmd=['vhd-convert', '--type=dynamic', 'leaf.avhd', 'new.vhd'], new='new.vhd'),
@@ -164,6 +169,8 @@ class Trial:
         if 'into' in self.t and not os.path.exists('work/' + self.t['gone']) and not self.left() and \
                 content('work/' + self.t['into']) == self.leaf:
             return  # failed behind the last removal
+        if 'used_up' in self.t and not os.path.exists('work/' + self.t['used_up']) and not self.left():
+            return
         again = self.command(None)
         if again.returncode != want:
             self.fail(nth, again, 'the same command does not do it afterwards')
