@@ -20,7 +20,7 @@
  * offset. Little-endian. A mark only counts after a whole head, chunks only before a mark.
  */
 static const uint8_t magic[8] = {'q', 's', 'm', 'p', 'a', 'r', 't', '1'};
-enum { HEAD = 1, CHUNKS = 2, MARK = 3 };
+enum { HEAD = 1, CHUNKS = 2, MARK = 3, APPLY = 4, DONE = 5 };
 enum { RECORD_HEAD = 8, RECORD_SUM = 8, MARK_LEN = 104 + 24, CHUNK_LEN = 32 };
 enum { MAX_RECORD = 64 << 10, MAX_RUNS = (MAX_RECORD - 64) / CHUNK_LEN, WAIT_SECONDS = 10 };
 enum { FLAG_COMPLETE = 1 };
@@ -33,10 +33,10 @@ struct run {
 
 struct partial {
 	const char *file;
-	char *image, *path; /* of the log */
+	char *image, *child, *path; /* the last one: of the log */
 	struct io_file log;
 	uint64_t end; /* of the log: behind the last mark, or where the next record goes */
-	bool begun, marked, complete, in_use;
+	bool begun, marked, complete, applied, done, in_use;
 	struct partial_head head;
 	struct stream_mark mark;
 	uint64_t image_end, time, inode;
@@ -101,12 +101,28 @@ bool partial_is_complete(const struct partial *p)
 	return p->marked && p->complete;
 }
 
+const char *partial_final(const struct partial *p)
+{
+	return p->head.onto ? p->child : p->file;
+}
+
+char *partial_child(const char *file)
+{
+	return name_beside(file, "onto");
+}
+
+bool partial_is_applied(const struct partial *p)
+{
+	return p->marked && p->applied;
+}
+
 /* The image has FILE's name already: the end of the work was interrupted. */
 bool partial_is_published(const struct partial *p)
 {
 	struct stat st;
 
-	return partial_is_complete(p) && lstat(p->file, &st) == 0 && st.st_ino == p->inode;
+	return partial_is_complete(p) &&
+	       (p->done || (lstat(partial_final(p), &st) == 0 && st.st_ino == p->inode));
 }
 
 void partial_token(const struct partial *p, char out[STREAM_TOKEN_STR])
@@ -157,7 +173,7 @@ static bool next(struct partial *p, uint64_t *at, uint32_t *type, uint8_t *buf, 
 	return true;
 }
 
-enum { HEAD_FIXED = 120 };
+enum { HEAD_FIXED = 136 };
 
 static size_t head_put(const struct partial_head *h, uint8_t *b)
 {
@@ -176,6 +192,8 @@ static size_t head_put(const struct partial_head *h, uint8_t *b)
 	le32_put(b + 104, (uint32_t)h->what.kind);
 	b[108] = h->what.has_source;
 	b[109] = h->what.compressed;
+	b[110] = h->onto;
+	memcpy(b + 112, h->base, 16);
 	memcpy(b + HEAD_FIXED, h->parent, n);
 	return HEAD_FIXED + n;
 }
@@ -197,6 +215,8 @@ static bool head_get(struct partial_head *h, const uint8_t *b, size_t len)
 	h->what.kind = (enum stream_kind)le32_get(b + 104);
 	h->what.has_source = b[108];
 	h->what.compressed = b[109];
+	h->onto = b[110];
+	memcpy(h->base, b + 112, 16);
 	memcpy(h->parent, b + HEAD_FIXED, len - HEAD_FIXED);
 	return true;
 }
@@ -260,6 +280,11 @@ static void load(struct partial *p)
 			p->begun = head_get(&p->head, buf, len);
 		if (type == MARK && len == MARK_LEN && p->begun) {
 			mark_get(p, buf);
+			p->end = at;
+		}
+		if ((type == APPLY || type == DONE) && p->complete) {
+			p->applied = true;
+			p->done = type == DONE;
 			p->end = at;
 		}
 	}
@@ -328,6 +353,7 @@ static void forget(struct partial *p)
 {
 	io_close(&p->log);
 	free(p->image);
+	free(p->child);
 	free(p->path);
 	free(p);
 }
@@ -343,8 +369,9 @@ int partial_open(struct partial **out, const char *file, enum partial_open how, 
 	io_init(&p->log);
 	p->file = file;
 	p->image = name_beside(file, "partial");
+	p->child = partial_child(file);
 	p->path = name_beside(file, "partial-log");
-	if (!p->image || !p->path)
+	if (!p->image || !p->child || !p->path)
 		img_err_errno(err, ENOMEM, "%s", file);
 	else
 		rc = lock_log(p, how, err);
@@ -378,7 +405,7 @@ int partial_begin(struct partial *p, const struct partial_head *head, struct img
 {
 	uint8_t buf[MAX_RECORD];
 
-	p->marked = p->complete = false;
+	p->marked = p->complete = p->applied = p->done = false;
 	p->head = *head;
 	if (unlink_if_there(p->image, err) || io_truncate(&p->log, 0, err) ||
 	    io_write(&p->log, magic, sizeof(magic), 0, err))
@@ -508,13 +535,38 @@ int partial_set_mark(struct partial *p, struct img_new *new, const struct stream
 	return last || !p->busy ? partial_wait(p, err) : 0;
 }
 
+static int note(struct partial *p, uint32_t type, bool *what, struct img_err *err)
+{
+	if (*what)
+		return 0;
+	if (append(p, type, "", 0, err) || io_sync(&p->log, err))
+		return -1;
+	*what = true;
+	return 0;
+}
+
+int partial_apply(struct partial *p, struct img_err *err)
+{
+	return note(p, APPLY, &p->applied, err);
+}
+
+int partial_done(struct partial *p, struct img_err *err)
+{
+	return note(p, DONE, &p->done, err);
+}
+
+bool partial_is_done(const struct partial *p)
+{
+	return p->marked && p->done;
+}
+
 int partial_remove(struct partial *p, bool image, struct img_err *err)
 {
 	struct img_err ignored = {0};
 
 	(void)partial_wait(p, &ignored);
 	p->marked = false;
-	if (image && unlink_if_there(p->image, err))
+	if (image && (unlink_if_there(p->image, err) || unlink_if_there(p->child, err)))
 		return -1;
 	if (unlink_if_there(p->path, err))
 		return -1;

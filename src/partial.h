@@ -19,6 +19,8 @@ struct partial_head {
 	uint32_t block_size;
 	uint8_t uuid[16];
 	uint64_t began;	   /* seconds since 1970 */
+	bool onto;	   /* the image is a child of FILE, and will be merged into it */
+	uint8_t base[IMG_SUM_BYTES]; /* identity of FILE then */
 	char parent[4096]; /* as the user named it; "" without one */
 };
 
@@ -32,14 +34,24 @@ int partial_open(struct partial **out, const char *file, enum partial_open how, 
 /* Waits for what is under way, unlocks; leaves the files. */
 void partial_close(struct partial *p);
 
+/* The name that --onto gives to the child of FILE. malloc'd. */
+char *partial_child(const char *file);
 /* Name of the image while it is partial. */
 const char *partial_image(const struct partial *p);
+/* What it is called when whole: FILE, or its child. */
+const char *partial_final(const struct partial *p);
 /* NULL while nothing is durable. */
 const struct stream_mark *partial_mark(const struct partial *p);
 const struct partial_head *partial_get(const struct partial *p);
 /* The stream came to its end, and all of it is in the image, or in FILE itself already. */
 bool partial_is_complete(const struct partial *p);
 bool partial_is_published(const struct partial *p);
+/* From now on FILE is changed, and there is no way back: durable. */
+int partial_apply(struct partial *p, struct img_err *err);
+bool partial_is_applied(const struct partial *p);
+/* The child is in FILE, and not needed any more: durable. */
+int partial_done(struct partial *p, struct img_err *err);
+bool partial_is_done(const struct partial *p);
 bool partial_in_use(const struct partial *p);
 /* When the mark was made, seconds since 1970. */
 uint64_t partial_time(const struct partial *p);

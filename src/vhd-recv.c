@@ -31,6 +31,7 @@ static const char help[] =
 	"      --status            what is there of FILE so far\n"
 	"      --abort             remove what is there of FILE so far\n"
 	"      --parent=FILE       the base of an increment; FILE becomes its child\n"
+	"      --onto              FILE is there; what the stream says is changed in it, or nothing is\n"
 	"      --verify-base       compare its content sum with the stream's first\n"
 	"      --type=TYPE         keep (the default), dynamic, fixed or raw\n"
 	"      --new-uuid          a copy with an identity of its own; by default the disk keeps "
@@ -59,13 +60,16 @@ struct recv {
 	enum verb verb;
 	bool json;
 	const char *file, *parent, *receipt;
-	bool verify_base, new_uuid, verify, force;
+	const char *path; /* what is made: FILE, or with --onto a child of it */
+	bool onto, verify_base, new_uuid, verify, force;
 	int type; /* enum img_type or TYPE_KEEP */
 	struct img_chain *base;
 	struct stream_begin begin;
 	struct stream_totals totals;
 	struct img_create create;
-	uint8_t uuid[16];
+	uint8_t uuid[16], base_uuid[16], base_id[IMG_SUM_BYTES];
+	bool base_has_uuid;
+	char *child; /* --onto */
 	struct img_new *new;
 	struct partial *partial;
 	bool published; /* by an earlier run, which did not come to its end */
@@ -84,6 +88,7 @@ enum {
 	OPT_VERIFY,
 	OPT_RECEIPT,
 	OPT_TOKEN,
+	OPT_ONTO,
 	OPT_STATUS,
 	OPT_ABORT,
 };
@@ -97,6 +102,7 @@ static const struct option options[] = {
 	{"new-uuid", no_argument, NULL, OPT_NEW_UUID},
 	{"verify", no_argument, NULL, OPT_VERIFY},
 	{"receipt", required_argument, NULL, OPT_RECEIPT},
+	{"onto", no_argument, NULL, OPT_ONTO},
 	{"token", no_argument, NULL, OPT_TOKEN},
 	{"status", no_argument, NULL, OPT_STATUS},
 	{"abort", no_argument, NULL, OPT_ABORT},
@@ -125,6 +131,9 @@ static void set_verb(struct recv *r, enum verb verb)
 static void set_option(struct recv *r, int opt)
 {
 	switch (opt) {
+	case OPT_ONTO:
+		r->onto = true;
+		break;
 	case OPT_TOKEN:
 		set_verb(r, TOKEN);
 		break;
@@ -178,8 +187,13 @@ static void parse(struct recv *r, int argc, char **argv)
 	r->file = argv[optind];
 	if (!strcmp(r->file, "-"))
 		cli_usage("a disk cannot be written to stdout; name a file (./- is one)");
+	r->path = r->file;
+	if (r->onto && (r->parent || r->new_uuid))
+		cli_usage("--onto goes without --parent and --new-uuid");
+	if (r->onto)
+		r->parent = r->file;
 	if (r->verify_base && !r->parent)
-		cli_usage("--verify-base goes with --parent");
+		cli_usage("--verify-base goes with --parent or --onto");
 	if (r->parent && r->type != TYPE_KEEP)
 		cli_usage("--type is for whole disks; an increment becomes a differencing disk");
 	if (r->json && r->verb != STATUS)
@@ -272,10 +286,12 @@ static int open_base(struct recv *r, struct img_err *err)
 	if (img_open(&r->base, r->parent, &opts, err) || check_base_identity(r, err) ||
 	    check_base_sum(r, err))
 		return -1;
-	if (stat(r->file, &st) == 0 && img_find_layer(r->base, r->file, &absent) >= 0)
+	if (!r->onto && stat(r->file, &st) == 0 && img_find_layer(r->base, r->file, &absent) >= 0)
 		return img_err_set(err, IMG_USAGE,
 				   "%s: is a part of the base and cannot be replaced", r->file);
 	cli_warn_chain(&r->common, r->base);
+	if (img_identity(r->base, 0, img_layers(r->base), r->base_id, err))
+		return -1;
 	r->create.type = IMG_DIFFERENCING;
 	r->create.parent_path = r->parent;
 	r->create.parent_uuid = r->begin.base_uuid;
@@ -285,9 +301,9 @@ static int open_base(struct recv *r, struct img_err *err)
 static int choose_type(struct recv *r, struct img_err *err)
 {
 	if (r->parent)
-		return img_err_set(
-			err, IMG_USAGE,
-			"the stream is a whole disk, it has no parent; leave --parent out");
+		return img_err_set(err, IMG_USAGE,
+				   "the stream is a whole disk, it has no parent; leave %s out",
+				   r->onto ? "--onto" : "--parent");
 	if (r->type != TYPE_KEEP)
 		r->create.type = (enum img_type)r->type;
 	else
@@ -344,7 +360,9 @@ static void describe(const struct recv *r, struct partial_head *h)
 	h->block_size = r->create.block_size;
 	memcpy(h->uuid, r->uuid, 16);
 	h->began = (uint64_t)time(NULL);
-	snprintf(h->parent, sizeof(h->parent), "%s", r->parent ? r->parent : "");
+	h->onto = r->onto;
+	memcpy(h->base, r->base_id, sizeof(h->base));
+	snprintf(h->parent, sizeof(h->parent), "%s", r->parent && !r->onto ? r->parent : "");
 }
 
 static int exists(const struct recv *r, struct img_err *err)
@@ -357,12 +375,12 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 	struct recv *r = ctx;
 	struct partial_head head;
 
-	if (r->published && !r->force)
+	if (r->published && !r->force && !r->onto)
 		return exists(r, err);
 	if (prepare(r, begin, err))
 		return -1;
 	/* A difference is from the same disk: its child must be another one. */
-	if (begin->has_uuid && !r->new_uuid && begin->kind != STREAM_DIFFERENCE)
+	if (begin->has_uuid && !r->new_uuid && begin->kind != STREAM_DIFFERENCE && !r->onto)
 		memcpy(r->uuid, begin->uuid, 16);
 	else
 		img_uuid_new(r->uuid);
@@ -376,7 +394,7 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 	r->create.partial = partial_image(r->partial);
 	if (partial_begin(r->partial, &head, err))
 		return -1;
-	return img_create_begin(&r->new, r->file, &r->create, err);
+	return img_create_begin(&r->new, r->path, &r->create, err);
 }
 
 /* The same stream, and the same wishes as when it was begun? */
@@ -393,8 +411,11 @@ static int check_partial(struct recv *r, const struct stream_begin *begin, struc
 		return img_err_set(err, IMG_AGAIN,
 				   "%s: what is there is of another stream; ask for the token again",
 				   r->file);
-	if (strcmp(h->parent, r->parent ? r->parent : ""))
-		return img_err_set(err, IMG_USAGE, "%s: was begun with --parent=%s", r->file,
+	if (h->onto != r->onto || strcmp(h->parent, r->parent && !r->onto ? r->parent : ""))
+		return img_err_set(err, IMG_USAGE, "%s: was begun with %s%s", r->file,
+				   h->onto     ? "--onto"
+				   : *h->parent ? "--parent="
+						: "neither --parent nor --onto",
 				   h->parent);
 	if (h->what.size != begin->size || h->what.kind != begin->kind)
 		return img_err_set(err, IMG_PROTO, "the stream goes on as one of another disk");
@@ -408,9 +429,22 @@ static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_
 	const struct partial_head *h;
 
 	if ((!r->partial && partial_open(&r->partial, r->file, PARTIAL_FIND, err)) ||
-	    check_partial(r, begin, err) || prepare(r, begin, err))
+	    check_partial(r, begin, err))
 		return -1;
 	h = partial_get(r->partial);
+	if (partial_is_applied(r->partial)) {
+		/* FILE opens below its child only: there is nothing to prepare, the merge looks itself. */
+		r->begin = *begin;
+		r->create.type = h->type;
+		cli_progress_start(&r->progress, &r->common, r->file);
+	} else if (prepare(r, begin, err)) {
+		return -1;
+	}
+	if (r->onto && !partial_is_applied(r->partial) && memcmp(h->base, r->base_id, sizeof(h->base)))
+		return img_err_set(err, IMG_DATA,
+				   "%s: was written to since the first part was received; "
+				   "vhd-recv --abort drops that",
+				   r->file);
 	if (r->type != TYPE_KEEP && h->type != r->create.type)
 		return img_err_set(err, IMG_USAGE, "%s: was begun with --type=%s", r->file,
 				   img_type_name(h->type));
@@ -425,7 +459,7 @@ static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_
 	r->create.partial = partial_image(r->partial);
 	if (r->published)
 		return 0;
-	return img_create_resume(&r->new, r->file, &r->create, mark->off, partial_end(r->partial),
+	return img_create_resume(&r->new, r->path, &r->create, mark->off, partial_end(r->partial),
 				 err);
 }
 
@@ -493,11 +527,69 @@ static int verify(struct recv *r, struct img_err *err)
 		opts.parent_dirs = dirs;
 	}
 	cli_progress_start(&progress, &r->common, "verify");
-	rc = readback_check(r->new ? img_layer_real(img_new_chain(r->new), 0) : r->file, &opts,
+	rc = readback_check(r->new ? img_layer_real(img_new_chain(r->new), 0) : r->path, &opts,
 			    &r->begin, &r->totals, &progress, err);
 	cli_progress_end(&progress, r->begin.size);
 	free(dir);
 	return rc;
+}
+
+/* The child is whole: now it is merged, which may be interrupted and done again at any point. */
+static int apply(struct recv *r, struct img_err *err)
+{
+	struct img_open opts = r->common.open;
+	struct cli_progress progress;
+	const struct img_merge merge = {.open = &opts, .progress = cli_progress, .ctx = &progress};
+	struct img_merge_stats stats;
+	struct img_chain *c = NULL;
+	uint8_t id[IMG_SUM_BYTES];
+	int rc = -1;
+
+	img_close(r->base);
+	r->base = NULL;
+	opts.writable = opts.merge = true;
+	cli_progress_start(&progress, &r->common, "merge");
+	if (img_open(&c, r->path, &opts, err))
+		goto out;
+	/* Since the locks of the base were given up. */
+	if (img_identity(c, 1, img_layers(c), id, err))
+		goto out;
+	if (!partial_is_applied(r->partial) && memcmp(id, r->base_id, sizeof(id))) {
+		img_err_set(err, IMG_AGAIN, "%s: was written to by somebody else just now", r->file);
+		goto out;
+	}
+	if (!partial_is_applied(r->partial) && img_merge_plan(c, &merge, &stats, err))
+		goto out;
+	if (partial_apply(r->partial, err) || img_merge(c, &merge, &stats, err))
+		goto out;
+	rc = partial_done(r->partial, err);
+out:
+	cli_progress_end(&progress, 0);
+	img_close(c);
+	return rc;
+}
+
+/* An earlier run may have removed it already. */
+static int drop_child(struct recv *r, struct img_err *err)
+{
+	struct stat st;
+
+	return lstat(r->path, &st) == 0 ? io_unlink(r->path, err) : 0;
+}
+
+/* Of FILE, for the receipt. */
+static int tell_uuid(struct recv *r, struct img_err *err)
+{
+	struct img_open opts = r->common.open;
+	struct img_chain *c = NULL;
+
+	opts.maybe_raw = opts.single = true;
+	if (img_open(&c, r->file, &opts, err))
+		return -1;
+	r->base_has_uuid = img_layer_info(c, 0)->has_uuid;
+	memcpy(r->base_uuid, img_layer_info(c, 0)->uuid, 16);
+	img_close(c);
+	return 0;
 }
 
 /* Everything was verified as it came; now it becomes a disk. */
@@ -505,27 +597,33 @@ static int finish(struct recv *r, struct img_err *err)
 {
 	struct img_new *new = r->new;
 
-	if (r->verify) {
+	if (r->verify && !(r->onto && partial_is_done(r->partial))) {
 		if ((new && img_create_complete(new, err)) || verify(r, err)) {
 			r->worthless = err->code == IMG_IO;
 			return -1;
 		}
 	}
 	r->new = NULL;
-	return new ? img_create_finish(new, err) : 0;
+	if (new && img_create_finish(new, err))
+		return -1;
+	if (r->onto && !partial_is_done(r->partial) && apply(r, err))
+		return -1;
+	return r->onto ? drop_child(r, err) || tell_uuid(r, err) : 0;
 }
 
 static int report(struct recv *r, struct img_err *err)
 {
 	struct receipt receipt = {.file = r->file,
-				  .parent = r->parent,
+				  .parent = r->onto ? NULL : r->parent,
 				  .begin = &r->begin,
 				  .totals = &r->totals,
 				  .verified = r->verify};
 	char *text;
 	int rc = 0;
 
-	if (r->create.type != IMG_RAW)
+	if (r->onto && r->base_has_uuid)
+		receipt.uuid = r->base_uuid;
+	else if (!r->onto && r->create.type != IMG_RAW)
 		receipt.uuid = r->uuid;
 	text = receipt_json(&receipt);
 	if (!text)
@@ -555,7 +653,9 @@ static int receive(struct recv *r, struct img_err *err)
 	 * a standard stream's number. */
 	if (!cli_usable(STDIN_FILENO) || !cli_usable(STDOUT_FILENO))
 		return img_err_set(err, IMG_IO, "standard input or standard output is closed");
-	if (!r->force && lstat(r->file, &st) == 0) {
+	if (r->onto && !(r->path = r->child = partial_child(r->file)))
+		return img_err_errno(err, ENOMEM, "%s", r->file);
+	if (!r->onto && !r->force && lstat(r->file, &st) == 0) {
 		/* Unless it is what an earlier run made, and was killed before it said so. */
 		if (partial_open(&r->partial, r->file, PARTIAL_FIND, err))
 			return -1;
@@ -654,7 +754,15 @@ static int manage(struct recv *r, struct img_err *err)
 		partial_token(p, token);
 		puts(token);
 	}
-	published = p && partial_is_published(p);
+	published = p && partial_is_published(p) && !partial_get(p)->onto;
+	if (r->verb == ABORT && p && partial_is_applied(p) && !partial_is_done(p)) {
+		img_err_set(err, IMG_DATA,
+			    "%s: all has come and is being merged into it; the command that received "
+			    "it finishes that, or vhd-merge --delete %s",
+			    r->file, partial_final(p));
+		partial_close(p);
+		return -1;
+	}
 	rc = r->verb == ABORT && p ? partial_remove(p, !published, err) : 0;
 	partial_close(p);
 	return rc;
@@ -692,5 +800,6 @@ int main(int argc, char **argv)
 		tell_kept(&r);
 	partial_close(r.partial);
 	img_close(r.base);
+	free(r.child);
 	return cli_exit(rc);
 }

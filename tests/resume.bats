@@ -386,3 +386,33 @@ came_whole() {
 		rm out
 	done
 }
+
+@test "either side killed at random moments: the same command finishes, with the same result" {
+	local seed=${QSM_SEED:-$RANDOM} i tries victim status
+	echo "seed $seed"
+	RANDOM=$seed
+	mkfifo pipe
+	for i in $(seq "${QSM_KILLS:-4}"); do
+		victim=vhd-send
+		[ $((i % 2)) -eq 0 ] || victim=vhd-recv
+		for tries in $(seq 80); do
+			[ "$tries" -lt 80 ] || fail "does not come to an end, seed $seed, run $i"
+			# The source is slow enough to be interrupted, and faster each time.
+			send --rate-limit="$((20 + 10 * tries))M" >pipe 2>/dev/null 3>&- &
+			local sender=$!
+			vhd-recv --type=dynamic out <pipe >got 2>err 3>&- &
+			local receiver=$! pid
+			pid=$sender
+			[ $victim = vhd-send ] || pid=$receiver
+			sleep "$(awk -v r=$RANDOM 'BEGIN { print r / 32768 * 0.3 }')"
+			kill -KILL $pid 2>/dev/null || :
+			wait $sender 2>/dev/null || :
+			status=0
+			wait $receiver 2>/dev/null || status=$?
+			[ $status -ne 0 ] || break
+			case $status in 137 | 76 | 75) ;; *) fail "status $status, seed $seed, run $i: $(cat err)" ;; esac
+		done
+		came_whole dynamic
+		rm out
+	done
+}
