@@ -163,14 +163,6 @@ static bool record(struct job *j, struct session *s, const struct fs *base, bool
 	return recorded_all(j, s) && check_now(j, s, true, false, s->tape.n);
 }
 
-static bool folder_sync_failed(const struct tape *t)
-{
-	for (unsigned i = 0; i < t->n; i++)
-		if (t->ev[i].kind == EV_SYNC_DIR && t->ev[i].failed)
-			return true;
-	return false;
-}
-
 /* A run in which one call fails, and another one after it. */
 static bool record_fault(struct job *j, struct session *s, const struct fs *base, struct fault f)
 {
@@ -187,9 +179,6 @@ static bool record_fault(struct job *j, struct session *s, const struct fs *base
 		return wrong(&j->w, "wrong exit code %d: %s", err.code, err.msg);
 	if (!recorded_all(j, s) || !check_now(j, s, false, false, s->tape.n))
 		return false;
-	/* A journal that cannot be written any more: nothing else is done before the next start. */
-	if (folder_sync_failed(&s->tape))
-		return true;
 	img_err_clear(&err);
 	if (one_run(j, s, (struct fault){0}, true, &err) < 0)
 		return wrong(&j->w, "running it again fails: %d, %s", err.code, err.msg);

@@ -252,6 +252,16 @@ static bool middle_holds(struct world *w, int i)
 		     (long long)disk_differs(w->buf, m->shows[i], w->size));
 }
 
+/* A folder that could not be synced may bring back what was removed. */
+static bool may_come_back(const struct when *when)
+{
+	bool failed = false;
+
+	for (unsigned i = 0; i < when->tape->n; i++)
+		failed |= when->tape->ev[i].kind == EV_SYNC_DIR && when->tape->ev[i].failed;
+	return when->power && failed;
+}
+
 static bool nothing_left(struct world *w)
 {
 	struct merging *m = w->op;
@@ -273,7 +283,7 @@ static bool merge_check(struct world *w, void *ctx, const struct when *when)
 
 	(void)ctx;
 	o.raw = m->raw;
-	if (when->done && !nothing_left(w))
+	if (when->done && !may_come_back(when) && !nothing_left(w))
 		return false;
 	if (!when->done || !m->del)
 		ok = shows(w, names[0], w->view, w->size);

@@ -65,17 +65,18 @@ struct faults {
 	char list[1500];
 };
 
-/* What waits for another run is no damage, nor is a child of another size than its parent's. A
- * batmap that claims too much must not be at any time: others believe it. */
+/*
+ * What waits for another run is no damage. A batmap that claims too much must not be at any time:
+ * others believe it.
+ */
 static void note_fault(void *ctx, const struct img_fault *f)
 {
 	struct faults *x = ctx;
 	size_t n = strlen(x->list);
 
-	if (f->severity == IMG_ERROR && strcmp(f->id, "parent-wrong-size") != 0 &&
-	    (x->done || strcmp(f->id, "batmap-false-full") == 0 ||
-	     (!f->mendable && strcmp(f->id, "merge-unfinished") != 0 &&
-	      strcmp(f->id, "rollback-pending") != 0)))
+	if (f->severity == IMG_ERROR && (x->done || strcmp(f->id, "batmap-false-full") == 0 ||
+					 (!f->mendable && strcmp(f->id, "merge-unfinished") != 0 &&
+					  strcmp(f->id, "rollback-pending") != 0)))
 		snprintf(x->list + n, sizeof(x->list) - n, " %s at %llu (%s; wanted %s)", f->id,
 			 (unsigned long long)f->offset, f->found, f->expected);
 }
