@@ -474,6 +474,9 @@ int img_snapshot(const char *parent, const char *child, const struct img_open *o
 					    " is no multiple of 512, a VHD child cannot have it",
 					    parent, i->size) :
 				0;
+	if (rc == 0 && c->n == IMG_MAX_LAYERS)
+		rc = img_err_set(err, IMG_DATA, "%s: the chain has %d layers already", parent,
+				 IMG_MAX_LAYERS);
 	if (rc == 0)
 		rc = img_create(child, &o, err);
 	img_close(c);
