@@ -393,6 +393,18 @@ $(cat "$scene/script")"
 	assert_output_has finished
 }
 
+@test "qsm(7): a broken chain" {
+	disk_and_child .
+	mkdir base && mv disk.vhd base
+	dd if=/dev/zero of=disk.avhd bs=512 count=1 conv=notrunc status=none
+	run try qsm.7 10
+	assert_status 65
+	try qsm.7 11
+	example qsm.7 10 | sed -n 1p | bash -e
+	example qsm.7 10 | sed -n 2p | bash -e
+	same whole.vhd base/disk.vhd
+}
+
 @test "no page has an example that is not here" {
 	for p in "$top"/man/*.[157]; do
 		p=${p##*/}
