@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# One call of a tool fails, each in turn: memory runs out, a file cannot be opened or read, a disk is full
-# or broken. FAULTS_MOST (25) calls of each task are tried; all when it is large. Tasks and
+# One call of a tool fails, each in turn: memory runs out, a file cannot be opened or read, a disk is
+# full or broken. FAULTS_MOST (25) calls of each task are tried; all when it is large. Tasks and
 # rules: tests/model/nthfaults.py.
 load helper
 load disks

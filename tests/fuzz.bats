@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: BSD-2-Clause
-# The fuzzers: what they found once stays found, and a while of new inputs. `make fuzz-long` is the campaign.
+# The fuzzers: what they found once stays found, and a while of new inputs. `make fuzz-long` is the
+# campaign.
 load helper
 
 # Built once for the file, for new inputs. Those that are kept need no clang.
 setup_file() {
 	local status=0
-	env -u MAKEFLAGS -u MFLAGS make -j2 -C "$QSM_BUILD" fuzzers >"$BATS_FILE_TMPDIR/log" 2>&1 || status=$?
+	env -u MAKEFLAGS -u MFLAGS make -j2 -C "$QSM_BUILD" fuzzers >"$BATS_FILE_TMPDIR/log" 2>&1 ||
+		status=$?
 	if grep -q 'fuzzers need clang' "$BATS_FILE_TMPDIR/log"; then
 		: >"$BATS_FILE_TMPDIR/no-clang"
 	elif [ "$status" != 0 ]; then
@@ -35,7 +37,8 @@ kept() {
 
 @test "new inputs pass, FUZZ_SECONDS (60) of each fuzzer" {
 	[ ! -e "$BATS_FILE_TMPDIR/no-clang" ] || skip "needs clang with libFuzzer (libclang-rt-14-dev)"
-	run "$top/tests/fuzz/run" --seconds="${FUZZ_SECONDS:-60}" --corpus="$BATS_TEST_TMPDIR" "$QSM_BUILD/fuzz"
+	run "$top/tests/fuzz/run" --seconds="${FUZZ_SECONDS:-60}" --corpus="$BATS_TEST_TMPDIR" \
+		"$QSM_BUILD/fuzz"
 	assert_status 0
 	for name in image chain locator; do
 		grep -q "^$name: .*inputs tried: [1-9]" <<<"$output" || fail "nothing was tried: $name"

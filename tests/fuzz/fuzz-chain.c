@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A chain and a list of operations on it, beside a plain buffer that knows what the guest must see. After every
- * operation the chain reads as the buffer, now and then for a second reader of the files as well: what
- * was acknowledged is in them.
+ * A chain and a list of operations on it, beside a plain buffer that knows what the guest must see.
+ * After every operation the chain reads as the buffer, now and then for a second reader of the
+ * files as well: what was acknowledged is in them.
  *
  * Input: one byte each for the type and block size of the base, two for its size in sectors; then
  * operations, a byte each with their operands.
@@ -41,7 +41,7 @@ struct disk {
 static struct disk d;
 static uint8_t buf[MAX_SIZE], buf2[MAX_SIZE];
 
-static const uint32_t block_sizes[] = { 4096, 8192, 16384, 65536, 512 << 10, 2 << 20 };
+static const uint32_t block_sizes[] = {4096, 8192, 16384, 65536, 512 << 10, 2 << 20};
 
 static const char *new_name(const char *suffix, char out[32])
 {
@@ -52,13 +52,13 @@ static const char *new_name(const char *suffix, char out[32])
 /* Of the layer N alone, or with its parents. */
 static struct img_open options(unsigned n, bool writable)
 {
-	return (struct img_open){ .writable = writable, .raw = d.raw && n == 0 };
+	return (struct img_open){.writable = writable, .raw = d.raw && n == 0};
 }
 
 static void open_leaf(void)
 {
 	struct img_open o = options(d.layers - 1, true);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (img_open(&d.c, fuzz_path(d.leaf->name), &o, &err) < 0)
 		fuzz_die(&err, "the leaf does not open");
@@ -79,22 +79,23 @@ static void set_layers(unsigned n)
 	d.leaf = &d.layer[n - 1];
 }
 
-FUZZ_UNCOUNTED static void compare(struct img_chain *c, uint64_t off, uint64_t len, const char *after)
+FUZZ_UNCOUNTED static void compare(struct img_chain *c, uint64_t off, uint64_t len,
+				   const char *after)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (img_read(c, buf2, off, len, &err) < 0)
 		fuzz_die(&err, "cannot be read after %s", after);
 	for (uint64_t n = 0; n < len; n += 512)
 		if (memcmp(buf2 + n, d.leaf->view + off + n, u64_min(512, len - n)) != 0)
-			fuzz_die(NULL, "sector %llu differs after %s", (unsigned long long)(off + n) / 512,
-				 after);
+			fuzz_die(NULL, "sector %llu differs after %s",
+				 (unsigned long long)(off + n) / 512, after);
 }
 
 static void compare_all(const char *after, bool second_reader)
 {
 	struct img_open o = options(d.layers - 1, false);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_chain *second;
 
 	compare(d.c, 0, d.leaf->size, after);
@@ -109,9 +110,9 @@ static void compare_all(const char *after, bool second_reader)
 
 static void make_base(struct fuzz_in *in)
 {
-	static const enum img_type types[] = { IMG_DYNAMIC, IMG_DYNAMIC, IMG_FIXED, IMG_RAW };
-	struct img_create o = { 0 };
-	struct img_err err = { 0 };
+	static const enum img_type types[] = {IMG_DYNAMIC, IMG_DYNAMIC, IMG_FIXED, IMG_RAW};
+	struct img_create o = {0};
+	struct img_err err = {0};
 
 	o.type = types[fuzz_u8(in) % 4];
 	o.block_size = block_sizes[fuzz_u8(in) % 6];
@@ -144,7 +145,7 @@ static void take_range(struct fuzz_in *in, uint64_t *off, uint64_t *len)
 
 static void op_write(struct fuzz_in *in)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	uint64_t off, len;
 	unsigned seed = fuzz_u8(in);
 
@@ -161,7 +162,7 @@ static void op_write(struct fuzz_in *in)
 
 static void op_zero(struct fuzz_in *in)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	uint64_t off, len;
 	bool fua = fuzz_u8(in) & 1;
 
@@ -174,7 +175,7 @@ static void op_zero(struct fuzz_in *in)
 
 static void op_trim(struct fuzz_in *in)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	uint64_t off, len;
 
 	take_range(in, &off, &len);
@@ -188,7 +189,7 @@ static void op_trim(struct fuzz_in *in)
 /* Requests that no guest may make change nothing. */
 static void op_refused(struct fuzz_in *in)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_run run;
 	uint64_t off = fuzz_u32(in), len = 512;
 
@@ -198,12 +199,12 @@ static void op_refused(struct fuzz_in *in)
 		return;
 	else
 		off = off % d.leaf->size | 1;
-	if (img_write(d.c, buf, off, len, false, &err) == 0 || img_zero(d.c, off, len, false, &err) == 0 ||
-	    img_trim(d.c, off, len, &err) == 0)
-		fuzz_die(NULL, "a write of %llu bytes at %llu went through", (unsigned long long)len,
-			 (unsigned long long)off);
+	if (img_write(d.c, buf, off, len, false, &err) == 0 ||
+	    img_zero(d.c, off, len, false, &err) == 0 || img_trim(d.c, off, len, &err) == 0)
+		fuzz_die(NULL, "a write of %llu bytes at %llu went through",
+			 (unsigned long long)len, (unsigned long long)off);
 	if (off >= d.leaf->size && (img_read(d.c, buf, off, len, &err) == 0 ||
-			      img_map(d.c, off, len, img_layers(d.c), &run, &err) == 0))
+				    img_map(d.c, off, len, img_layers(d.c), &run, &err) == 0))
 		fuzz_die(NULL, "a read beyond the end went through");
 }
 
@@ -222,11 +223,11 @@ static void pushed(const char *child)
 /* A checkpoint while the disk is open, and one while it is not. */
 static void op_push(struct fuzz_in *in)
 {
-	struct img_create o = { .type = IMG_DIFFERENCING, .size = d.leaf->size };
+	struct img_create o = {.type = IMG_DIFFERENCING, .size = d.leaf->size};
 	const struct img_info *info = img_layer_info(d.c, 0);
 	struct img_open oo = options(d.layers - 1, false);
 	static const uint8_t none[16];
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	unsigned how = fuzz_u8(in);
 	struct img *layer;
 	char child[32];
@@ -270,13 +271,14 @@ static int stop_at(void *ctx, uint64_t done, uint64_t planned)
 
 enum merged { REFUSED, STOPPED, MERGED };
 
-/* Merges the leaf down to layer TO. After a merge that did not end much may be refused, but nothing may change. */
+/* Merges the leaf down to layer TO. After a merge that did not end much may be refused, but nothing
+ * may change. */
 static enum merged try_merge(unsigned to, bool del, unsigned stop)
 {
 	struct img_open o = options(d.layers - 1, true);
-	struct img_merge m = { .open = &o, .del = del, .progress = stop_at, .ctx = &stop };
+	struct img_merge m = {.open = &o, .del = del, .progress = stop_at, .ctx = &stop};
 	struct img_merge_stats plan, stats;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	enum merged how = MERGED;
 
 	o.merge = true;
@@ -308,7 +310,7 @@ out:
 static void alone(unsigned n)
 {
 	struct img_open o = options(n, false);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_chain *c;
 
 	if (img_open(&c, fuzz_path(d.layer[n].name), &o, &err) == 0)
@@ -380,7 +382,7 @@ static void op_merge(struct fuzz_in *in)
 
 static void op_reopen(struct fuzz_in *in)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (fuzz_u8(in) & 1 && img_flush(d.c, &err) < 0)
 		fuzz_die(&err, "flush");
@@ -400,7 +402,7 @@ static void op_read(struct fuzz_in *in)
 static void op_map(struct fuzz_in *in)
 {
 	unsigned base = 1 + fuzz_u8(in) % d.layers;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_run run;
 
 	for (uint64_t off = 0; off < d.leaf->size; off += run.len) {
@@ -409,15 +411,16 @@ static void op_map(struct fuzz_in *in)
 		if (run.off != off || run.len == 0 || run.len > d.leaf->size - off)
 			fuzz_die(NULL, "a run of %llu bytes at %llu", (unsigned long long)run.len,
 				 (unsigned long long)off);
-		if (run.kind == IMG_BELOW_RUN ? base == d.layers :
-		    run.kind == IMG_DATA_RUN  ? run.layer >= base :
-						!bytes_are_zero(d.leaf->view + off, run.len))
+		if (run.kind == IMG_BELOW_RUN  ? base == d.layers
+		    : run.kind == IMG_DATA_RUN ? run.layer >= base
+					       : !bytes_are_zero(d.leaf->view + off, run.len))
 			fuzz_die(NULL, "a run of kind %d at %llu is wrong", run.kind,
 				 (unsigned long long)off);
 		if (run.kind == IMG_DATA_RUN && img_read_run(d.c, &run, buf, &err) < 0)
 			fuzz_die(&err, "a run that cannot be read");
 		if (run.kind == IMG_DATA_RUN && memcmp(buf, d.leaf->view + off, run.len) != 0)
-			fuzz_die(NULL, "the run at %llu holds something else", (unsigned long long)off);
+			fuzz_die(NULL, "the run at %llu holds something else",
+				 (unsigned long long)off);
 	}
 }
 
@@ -425,7 +428,7 @@ static void op_sum(struct fuzz_in *in)
 {
 	char got[IMG_SUM_STR], want[IMG_SUM_STR];
 	struct img_sum *s = img_sum_new(d.leaf->size);
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	uint64_t split = fuzz_u32(in) % (d.leaf->size + 1);
 
 	if (!s || img_sum_chain(d.c, NULL, NULL, got, &err) < 0)
@@ -462,9 +465,9 @@ static void replace_layers(unsigned from, const char *name)
 /* The whole disk goes into a new file of another type, run by run. */
 static void op_convert(struct fuzz_in *in)
 {
-	static const enum img_type types[] = { IMG_DYNAMIC, IMG_FIXED, IMG_RAW };
-	struct img_create o = { .size = d.leaf->size };
-	struct img_err err = { 0 };
+	static const enum img_type types[] = {IMG_DYNAMIC, IMG_FIXED, IMG_RAW};
+	struct img_create o = {.size = d.leaf->size};
+	struct img_err err = {0};
 	struct img_new *n;
 	struct img_run run;
 	char name[32];
@@ -500,9 +503,9 @@ static void op_convert(struct fuzz_in *in)
 static void op_flatten(struct fuzz_in *in)
 {
 	unsigned from = fuzz_u8(in) % d.layers, left = fuzz_u8(in);
-	struct img_merge m = { .progress = stop_at, .ctx = &left };
+	struct img_merge m = {.progress = stop_at, .ctx = &left};
 	struct img_merge_stats stats;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	char name[32];
 
 	if (left & 1)
@@ -538,8 +541,8 @@ static void grown(uint64_t from, uint64_t to)
 static void op_resize(struct fuzz_in *in)
 {
 	struct img_open o = options(d.layers - 1, true);
-	struct img_resize r = { .size = 512 * (1 + fuzz_u16(in) % (MAX_SIZE / 512)) };
-	struct img_err err = { 0 };
+	struct img_resize r = {.size = 512 * (1 + fuzz_u16(in) % (MAX_SIZE / 512))};
+	struct img_err err = {0};
 	uint64_t old = d.leaf->size;
 	bool loss = r.size < old && !bytes_are_zero(d.leaf->view + r.size, old - r.size);
 
@@ -570,7 +573,7 @@ static void op_reparent(struct fuzz_in *in)
 {
 	struct img_open o = options(d.layers - 1, false);
 	struct img_reparent_plan plan;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct layer *below = d.leaf - 1;
 	bool move = fuzz_u8(in) & 1;
 	char name[32];
@@ -588,10 +591,12 @@ static void op_reparent(struct fuzz_in *in)
 			fuzz_die(NULL, "opens without its parent");
 		memset(&err, 0, sizeof(err));
 	}
-	if (d.layers > 2 && img_reparent(fuzz_path(d.leaf->name), fuzz_path(d.layer[0].name), &o, false, &err) == 0)
+	if (d.layers > 2 &&
+	    img_reparent(fuzz_path(d.leaf->name), fuzz_path(d.layer[0].name), &o, false, &err) == 0)
 		fuzz_die(NULL, "takes any disk for its parent");
 	memset(&err, 0, sizeof(err));
-	if (img_reparent_plan(fuzz_path(d.leaf->name), fuzz_path(below->name), &o, false, &plan, &err) < 0 ||
+	if (img_reparent_plan(fuzz_path(d.leaf->name), fuzz_path(below->name), &o, false, &plan,
+			      &err) < 0 ||
 	    plan.other || (move && !plan.changes) ||
 	    img_reparent(fuzz_path(d.leaf->name), fuzz_path(below->name), &o, false, &err) < 0)
 		fuzz_die(&err, "reparent: %s", plan.why);
@@ -603,21 +608,21 @@ static const struct {
 	void (*run)(struct fuzz_in *in);
 	bool changes;
 } ops[] = {
-	{ "a write", op_write, true },
-	{ "a write", op_write, true },
-	{ "zeroing", op_zero, true },
-	{ "a trim", op_trim, true },
-	{ "a push", op_push, true },
-	{ "a merge", op_merge, true },
-	{ "reopening", op_reopen, false },
-	{ "a read", op_read, false },
-	{ "a map", op_map, false },
-	{ "a refused request", op_refused, true },
-	{ "a sum", op_sum, false },
-	{ "converting", op_convert, true },
-	{ "flattening", op_flatten, true },
-	{ "resizing", op_resize, true },
-	{ "a move of the parent", op_reparent, true },
+	{"a write", op_write, true},
+	{"a write", op_write, true},
+	{"zeroing", op_zero, true},
+	{"a trim", op_trim, true},
+	{"a push", op_push, true},
+	{"a merge", op_merge, true},
+	{"reopening", op_reopen, false},
+	{"a read", op_read, false},
+	{"a map", op_map, false},
+	{"a refused request", op_refused, true},
+	{"a sum", op_sum, false},
+	{"converting", op_convert, true},
+	{"flattening", op_flatten, true},
+	{"resizing", op_resize, true},
+	{"a move of the parent", op_reparent, true},
 };
 
 static void no_error(void *ctx, const struct img_fault *f)
@@ -628,17 +633,17 @@ static void no_error(void *ctx, const struct img_fault *f)
 	if (*mixed && strcmp(f->id, "parent-wrong-size") == 0)
 		return;
 	if (f->severity == IMG_ERROR && strncmp(f->id, "merge-", 6) != 0)
-		fuzz_die(NULL, "%s at %lld of %s: found %s, expected %s", f->id, (long long)f->offset,
-			 f->path, f->found, f->expected);
+		fuzz_die(NULL, "%s at %lld of %s: found %s, expected %s", f->id,
+			 (long long)f->offset, f->path, f->found, f->expected);
 }
 
 /* After all that the files are sound. */
 static void check_all(void)
 {
 	bool any = false;
-	struct img_check o = { .chain = true, .fault = no_error, .ctx = &any };
+	struct img_check o = {.chain = true, .fault = no_error, .ctx = &any};
 	struct img_check_result r;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (d.raw && d.layers == 1)
 		return;
@@ -650,7 +655,7 @@ static void check_all(void)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct fuzz_in in = { data, size };
+	struct fuzz_in in = {data, size};
 
 	fuzz_dir_clear();
 	make_base(&in);

@@ -2,12 +2,12 @@
 /*
  * Any bytes as an image, or as a child and its parent. Nothing may crash, hang or eat memory; and
  * what was opened must behave as a disk: a map covers it without gaps, what a write stored is
- * read back, all else stays, also after closing, after a merge. What vhd-check finds sound opens; what
- * it mends is mended, and comes back byte for byte when that is undone.
+ * read back, all else stays, also after closing, after a merge. What vhd-check finds sound opens;
+ * what it mends is mended, and comes back byte for byte when that is undone.
  *
  * Input: 8 bytes of control, then the file. Control: two bytes of flags; the length of the first
- * file when a parent follows it; where a hole is put into the first file (sector) and its length (64 KiB units),
- * so that small inputs make images with large blocks; a seed for writes.
+ * file when a parent follows it; where a hole is put into the first file (sector) and its length
+ * (64 KiB units), so that small inputs make images with large blocks; a seed for writes.
  */
 #include "config.h"
 
@@ -35,8 +35,8 @@ enum {
 	F_PARENT = 256, /* a second file follows */
 	F_JOIN = 512,	/* and is the parent that the first one wants */
 	F_MERGE = 1024,
-	F_REPAIR = 2048,   /* checked, mended, taken back */
-	F_SIDECAR = 4096,  /* the second file is what a change that was cut short left */
+	F_REPAIR = 2048,  /* checked, mended, taken back */
+	F_SIDECAR = 4096, /* the second file is what a change that was cut short left */
 };
 
 struct job {
@@ -107,15 +107,16 @@ static void write_sidecar(uint8_t *buf, size_t len, bool sealed)
 	if (sealed && len >= 56 &&
 	    statx(AT_FDCWD, fuzz_path(IMAGE), 0, STATX_INO | STATX_BTIME, &st) == 0) {
 		be64_put(buf + 16, st.stx_ino);
-		be64_put(buf + 24, (uint64_t)st.stx_btime.tv_sec * 1000000000u + st.stx_btime.tv_nsec);
+		be64_put(buf + 24,
+			 (uint64_t)st.stx_btime.tv_sec * 1000000000u + st.stx_btime.tv_nsec);
 		XXH128_canonicalFromHash(&sum, XXH3_128bits(buf, len - 16));
 		memcpy(buf + len - 16, sum.digest, 16);
 	}
 	fuzz_file(IMAGE ".rollback", buf, len);
 }
 
-static const char *const left_over[] = { PARENT, PARENT ".merging", IMAGE ".rollback", IMAGE ".undo",
-					 IMAGE ".undo.2" };
+static const char *const left_over[] = {PARENT, PARENT ".merging", IMAGE ".rollback", IMAGE ".undo",
+					IMAGE ".undo.2"};
 
 static void make_files(struct job *j, struct fuzz_in *in, uint8_t *copy)
 {
@@ -172,7 +173,8 @@ static bool take_view(struct img_chain *c, struct view *v, struct img_err *err)
 static void change_view(struct view *v, uint64_t off, uint32_t len, const uint8_t *buf)
 {
 	for (unsigned i = 0; i < SPOTS; i++) {
-		uint64_t from = u64_max(off, v->off[i]), to = u64_min(off + len, v->off[i] + v->len[i]);
+		uint64_t from = u64_max(off, v->off[i]),
+			 to = u64_min(off + len, v->off[i] + v->len[i]);
 
 		if (from >= to)
 			continue;
@@ -183,10 +185,11 @@ static void change_view(struct view *v, uint64_t off, uint32_t len, const uint8_
 	}
 }
 
-FUZZ_UNCOUNTED static void same_view(struct img_chain *c, const struct view *want, const char *after)
+FUZZ_UNCOUNTED static void same_view(struct img_chain *c, const struct view *want,
+				     const char *after)
 {
 	static struct view now;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (!take_view(c, &now, &err))
 		fuzz_die(&err, "cannot be read after %s", after);
@@ -201,7 +204,7 @@ static void check_run(struct img_chain *c, const struct img_run *run, uint64_t o
 		      unsigned base)
 {
 	static uint8_t buf[4096];
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_run part = *run;
 
 	if (run->off != off || run->len == 0 || run->len > len ||
@@ -224,7 +227,7 @@ static void check_run(struct img_chain *c, const struct img_run *run, uint64_t o
 
 static void walk(struct img_chain *c, unsigned base)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_run run;
 	uint64_t off = 0, size = img_size(c);
 
@@ -239,7 +242,7 @@ static void walk(struct img_chain *c, unsigned base)
 static void look(struct img_chain *c)
 {
 	char uuid[IMG_UUID_STR], sum[IMG_SUM_STR];
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	size_t n = 0;
 
 	for (unsigned i = 0; i < img_layers(c); i++) {
@@ -263,7 +266,7 @@ static void look(struct img_chain *c)
 
 static struct img_chain *must_reopen(const struct img_open *opts, const char *after)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_chain *c;
 
 	if (img_open(&c, fuzz_path(IMAGE), opts, &err) < 0)
@@ -276,7 +279,7 @@ static void try_trim(struct img_chain *c, struct view *v, uint64_t off, uint32_t
 {
 	static uint8_t old[SPOT], now[SPOT];
 	static const uint8_t zeros[512];
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (img_read(c, old, off, len, &err) < 0 || img_trim(c, off, len, &err) < 0)
 		return;
@@ -291,24 +294,26 @@ static void try_trim(struct img_chain *c, struct view *v, uint64_t off, uint32_t
 static void change(const struct job *j, struct img_chain **c, struct view *v)
 {
 	static uint8_t data[SPOT];
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	uint64_t nsec = img_size(*c) / 512;
 	struct img_open again = j->opts;
 
 	if (nsec == 0)
 		return;
 	for (unsigned i = 0; i < 4; i++) {
-		uint64_t sec = j->seed & 1 && i % 2 ? nsec - 1 - (j->seed >> 3) % nsec :
-						      (uint64_t)(j->seed + 7 * i) * (1 + i * 40503ull) % nsec;
-		uint32_t len = (uint32_t)u64_min(SPOT, u64_min(nsec - sec, 1 + (j->seed ^ i) % 32) * 512);
+		uint64_t sec = j->seed & 1 && i % 2
+				       ? nsec - 1 - (j->seed >> 3) % nsec
+				       : (uint64_t)(j->seed + 7 * i) * (1 + i * 40503ull) % nsec;
+		uint32_t len =
+			(uint32_t)u64_min(SPOT, u64_min(nsec - sec, 1 + (j->seed ^ i) % 32) * 512);
 
 		fuzz_pattern(data, len, j->seed + i);
 		if (i == 3) {
 			try_trim(*c, v, sec * 512, len);
 			continue;
 		}
-		if ((i == 1 ? img_zero(*c, sec * 512, len, false, &err) :
-			      img_write(*c, data, sec * 512, len, i == 2, &err)) < 0)
+		if ((i == 1 ? img_zero(*c, sec * 512, len, false, &err)
+			    : img_write(*c, data, sec * 512, len, i == 2, &err)) < 0)
 			return; /* the rest is as it was or half done, as after a real failure */
 		change_view(v, sec * 512, len, i == 1 ? NULL : data);
 		same_view(*c, v, i == 1 ? "zeroing" : "a write");
@@ -322,9 +327,9 @@ static void change(const struct job *j, struct img_chain **c, struct view *v)
 static void merge(const struct job *j, const struct view *v)
 {
 	struct img_open opts = j->opts;
-	struct img_merge m = { .open = &opts };
+	struct img_merge m = {.open = &opts};
 	struct img_merge_stats stats;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_chain *c;
 	bool raw = false;
 	char *parent = NULL;
@@ -344,7 +349,7 @@ static void merge(const struct job *j, const struct view *v)
 	img_close(c);
 	if (rc < 0)
 		return;
-	opts = (struct img_open){ .raw = raw };
+	opts = (struct img_open){.raw = raw};
 	memset(&err, 0, sizeof(err));
 	if (img_open(&c, parent, &opts, &err) < 0)
 		fuzz_die(&err, "the parent does not open after a merge");
@@ -382,12 +387,13 @@ static void told(void *ctx, const struct img_fault *f)
 
 	if (getenv("FUZZ_VERBOSE"))
 		fprintf(stderr, "%s%s at %lld: found %s, expected %s, loss %s\n", f->id,
-			f->mendable ? " (mendable)" : "", (long long)f->offset, f->found, f->expected,
-			f->loss);
+			f->mendable ? " (mendable)" : "", (long long)f->offset, f->found,
+			f->expected, f->loss);
 	t->errors += f->severity == IMG_ERROR;
 	t->warnings += f->severity == IMG_WARNING;
 	t->notes += f->severity == IMG_NOTE;
-	t->no_header |= f->severity == IMG_ERROR && !f->mendable && strncmp(f->id, "header-", 7) == 0;
+	t->no_header |=
+		f->severity == IMG_ERROR && !f->mendable && strncmp(f->id, "header-", 7) == 0;
 	t->loss |= f->loss[0] != '\0';
 	if (!f->id || !f->what || !f->path || !f->id[0] || !f->what[0] ||
 	    strnlen(f->found, IMG_FAULT_TEXT) == IMG_FAULT_TEXT ||
@@ -398,8 +404,8 @@ static void told(void *ctx, const struct img_fault *f)
 
 static bool check(struct img_check *o, struct img_check_result *r)
 {
-	struct told t = { 0 };
-	struct img_err err = { 0 };
+	struct told t = {0};
+	struct img_err err = {0};
 
 	o->fault = told;
 	o->ctx = &t;
@@ -413,8 +419,8 @@ static bool check(struct img_check *o, struct img_check_result *r)
 
 static bool open_and_view(struct view *v)
 {
-	struct img_open o = { .single = true };
-	struct img_err err = { 0 };
+	struct img_open o = {.single = true};
+	struct img_err err = {0};
 	struct img_chain *c;
 	bool ok;
 
@@ -429,8 +435,8 @@ static bool open_and_view(struct view *v)
 static void mend(struct img_check *o, uint64_t sum)
 {
 	struct img_check_result res, after;
-	struct told t = { 0 };
-	struct img_err err = { 0 };
+	struct told t = {0};
+	struct img_err err = {0};
 	static struct view before, now;
 	bool was_open = open_and_view(&before);
 
@@ -449,7 +455,8 @@ static void mend(struct img_check *o, uint64_t sum)
 		return;
 	}
 	if (!o->chain && res.mendable && after.mendable && !t.no_header)
-		fuzz_die(NULL, "%llu faults to be mended are still there", (unsigned long long)after.mendable);
+		fuzz_die(NULL, "%llu faults to be mended are still there",
+			 (unsigned long long)after.mendable);
 	if (!res.repaired)
 		return;
 	/* It showed something before, and was told to have lost nothing: it shows the same. */
@@ -469,9 +476,9 @@ static void mend(struct img_check *o, uint64_t sum)
 
 static void repair(const struct job *j)
 {
-	struct img_check o = { .open = { .parent_anywhere = j->opts.parent_anywhere },
-			       .chain = j->seed & 1,
-			       .no_bitmaps = j->seed & 2 };
+	struct img_check o = {.open = {.parent_anywhere = j->opts.parent_anywhere},
+			      .chain = j->seed & 1,
+			      .no_bitmaps = j->seed & 2};
 	struct img_check_result r;
 	static struct view v;
 	uint64_t sum;
@@ -493,9 +500,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	static uint8_t copy[1 << 20];
 	static struct view before;
-	struct fuzz_in in = { data, size };
-	struct job j = { .flags = fuzz_u16(&in) };
-	struct img_err err = { 0 };
+	struct fuzz_in in = {data, size};
+	struct job j = {.flags = fuzz_u16(&in)};
+	struct img_err err = {0};
 	struct img_chain *c;
 
 	if (size > sizeof(copy))

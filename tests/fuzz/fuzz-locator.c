@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Names of parents. First half: any bytes as the locators and the name of a header; what comes out of
- * UTF-16 is UTF-8, and bounded. Second half: two files anywhere in a tree; what is recorded for
+ * Names of parents. First half: any bytes as the locators and the name of a header; what comes out
+ * of UTF-16 is UTF-8, and bounded. Second half: two files anywhere in a tree; what is recorded for
  * them must lead from the child back to the parent.
  *
  * Input: a mode, then (decoding) a header's name and entries with their data, or (round trip) path
@@ -28,7 +28,7 @@ struct layer {
 
 static void layer_open(struct layer *y)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	memset(y, 0, sizeof(*y));
 	if (io_open(&y->l.file, fuzz_path("locators"), false, &err) < 0)
@@ -101,16 +101,16 @@ static void free_list(char **names)
 
 static void decode(struct fuzz_in *in)
 {
-	static const uint32_t codes[] = { VHD_NONE, VHD_W2RU, VHD_W2KU, VHD_MACX,
-					  VHD_WI2R, VHD_WI2K, 0x41414141 };
-	struct img_err err = { 0 };
+	static const uint32_t codes[] = {VHD_NONE, VHD_W2RU, VHD_W2KU,	VHD_MACX,
+					 VHD_WI2R, VHD_WI2K, 0x41414141};
+	struct img_err err = {0};
 	struct layer y;
 	char **names;
 	unsigned n;
 
 	try_text(in);
 	n = fuzz_u8(in) % (VHD_LOCATORS + 1);
-	struct vhd_locator loc[VHD_LOCATORS] = { 0 };
+	struct vhd_locator loc[VHD_LOCATORS] = {0};
 
 	for (unsigned i = 0; i < n; i++) {
 		unsigned kind = fuzz_u8(in);
@@ -135,8 +135,8 @@ static void decode(struct fuzz_in *in)
 /* One part of a path out of the input; what no VHD can carry, or no file system, is left out. */
 static size_t take_part(struct fuzz_in *in, char *out, size_t room)
 {
-	static const char *const odd[] = { "a", "b c", "ä", "日本", "..x", "x.", "C:", "file:", "😀", "'\"", "-f",
-					   "a\nb", "%41", "~" };
+	static const char *const odd[] = {"a",	   "b c", "ä",	 "日本", "..x",	 "x.",	"C:",
+					  "file:", "😀",	  "'\"", "-f",	 "a\nb", "%41", "~"};
 	unsigned kind = fuzz_u8(in), len = kind >> 4;
 	size_t n = 0;
 
@@ -178,7 +178,8 @@ static void same_file(const char *want, const char *dir, const char *name, const
 	char path[9000];
 	char *real;
 
-	snprintf(path, sizeof(path), "%s%s%s", name[0] == '/' ? "" : dir, name[0] == '/' ? "" : "/", name);
+	snprintf(path, sizeof(path), "%s%s%s", name[0] == '/' ? "" : dir, name[0] == '/' ? "" : "/",
+		 name);
 	real = realpath(path, NULL);
 	if (!real || strcmp(real, want) != 0)
 		fuzz_die(NULL, "the %s name '%s' seen from %s is not %s", which, name, dir, want);
@@ -197,7 +198,7 @@ static void round_trip(struct fuzz_in *in)
 	char child[4096], parent[4096];
 	uint8_t *rel, *abs, name[VHD_NAME_UNITS * 2], data[32768];
 	size_t rel_len, abs_len;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct layer y;
 	char **names, *dir;
 
@@ -213,8 +214,8 @@ static void round_trip(struct fuzz_in *in)
 	memcpy(data + rel_len, abs, abs_len);
 	fuzz_file("locators", data, rel_len + abs_len);
 	layer_open(&y);
-	y.v.header.loc[1] = (struct vhd_locator){ VHD_W2RU, 512, (uint32_t)rel_len, 0 };
-	y.v.header.loc[0] = (struct vhd_locator){ VHD_W2KU, 512, (uint32_t)abs_len, rel_len };
+	y.v.header.loc[1] = (struct vhd_locator){VHD_W2RU, 512, (uint32_t)rel_len, 0};
+	y.v.header.loc[0] = (struct vhd_locator){VHD_W2KU, 512, (uint32_t)abs_len, rel_len};
 	y.v.parent_name = vhd_utf16_get(name, sizeof(name), true);
 	names = vhd_parent_candidates(&y.l, &err);
 	if (!names || !names[0] || !names[1] || !names[2])
@@ -234,7 +235,7 @@ static void round_trip(struct fuzz_in *in)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct fuzz_in in = { data, size };
+	struct fuzz_in in = {data, size};
 
 	if (size > 8192)
 		return 0;

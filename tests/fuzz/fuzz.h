@@ -9,7 +9,8 @@
 
 #include "img.h"
 
-/* Loops over content: their branches tell the fuzzer nothing, and counting them takes most of the time. */
+/* Loops over content: their branches tell the fuzzer nothing, and counting them takes most of the
+ * time. */
 #if defined(__clang__)
 #define FUZZ_UNCOUNTED __attribute__((no_sanitize("coverage")))
 #else
@@ -27,8 +28,9 @@ uint16_t fuzz_u16(struct fuzz_in *in);
 uint32_t fuzz_u32(struct fuzz_in *in);
 
 /*
- * A folder of this process, absolute and resolved, in memory if /dev/shm or $TMPDIR is; removed at the end. Files are
- * on a real file system because locks, holes and names are part of what is tested.
+ * A folder of this process, absolute and resolved, in memory if /dev/shm or $TMPDIR is; removed at
+ * the end. Files are on a real file system because locks, holes and names are part of what is
+ * tested.
  */
 const char *fuzz_dir(void);
 /* Removes whatever is in it, folders too. */

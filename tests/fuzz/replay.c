@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Runs a fuzzer's inputs without libFuzzer: replay-NAME FILE… Any compiler will do, any sanitizer too. */
+/* Runs a fuzzer's inputs without libFuzzer: replay-NAME FILE… Any compiler will do, any sanitizer
+ * too. */
 #include "config.h"
 
 #include <stdio.h>

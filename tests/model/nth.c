@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * LD_PRELOAD: the Nth call of a kind fails, once. NTH_KIND, NTH=N (0: none), NTH_ERRNO: what it fails with. At
- * the end the number of calls of that kind is written to the file NTH_COUNT; a tool that is
- * killed leaves none.
+ * LD_PRELOAD: the Nth call of a kind fails, once. NTH_KIND, NTH=N (0: none), NTH_ERRNO: what it
+ * fails with. At the end the number of calls of that kind is written to the file NTH_COUNT; a tool
+ * that is killed leaves none.
  *
  *   memory  allocations; always ENOMEM
  *   file    opening, looking, reading, locking
@@ -82,8 +82,9 @@ int __libc_start_main(int (*main)(int, char **, char **), int argc, char **argv,
 {
 	int (*real)(int (*)(int, char **, char **), int, char **, void (*)(void), void (*)(void),
 		    void (*)(void), void *) =
-		(int (*)(int (*)(int, char **, char **), int, char **, void (*)(void), void (*)(void),
-			 void (*)(void), void *))dlsym(RTLD_NEXT, "__libc_start_main");
+		(int (*)(int (*)(int, char **, char **), int, char **, void (*)(void),
+			 void (*)(void), void (*)(void), void *))dlsym(RTLD_NEXT,
+								       "__libc_start_main");
 
 	real_main = main;
 	return real(counted_main, argc, argv, init, fini, rtld_fini, stack_end);
@@ -108,7 +109,9 @@ static int due(const char *what)
 	yes = ++calls == nth;
 	pthread_mutex_unlock(&lock);
 	if (yes)
-		errno = strcmp(what, "memory") == 0 ? ENOMEM : strcmp(what, "eintr") == 0 ? EINTR : error;
+		errno = strcmp(what, "memory") == 0  ? ENOMEM
+			: strcmp(what, "eintr") == 0 ? EINTR
+						     : error;
 	return yes;
 }
 
@@ -151,18 +154,18 @@ void *aligned_alloc(size_t align, size_t n)
 #define REAL(name, type) ((type)dlsym(RTLD_NEXT, name))
 
 /* One call of 1 to 6 arguments, BAD when FAILS; CALL2: under the name for large files as well. */
-#define CALL_IF(fails, bad, type, name, params, args) \
-	type name params; \
-	type name params \
-	{ \
-		static type(*real) params; \
-		if (!real) \
-			real = REAL(#name, type(*) params); \
-		return (fails) ? (bad) : real args; \
+#define CALL_IF(fails, bad, type, name, params, args)                                              \
+	type name params;                                                                          \
+	type name params                                                                           \
+	{                                                                                          \
+		static type(*real) params;                                                         \
+		if (!real)                                                                         \
+			real = REAL(#name, type(*) params);                                        \
+		return (fails) ? (bad) : real args;                                                \
 	}
 #define CALL(what, bad, type, name, params, args) CALL_IF(due(what), bad, type, name, params, args)
-#define CALL2(fails, bad, type, name, params, args) \
-	CALL_IF(fails, bad, type, name, params, args) \
+#define CALL2(fails, bad, type, name, params, args)                                                \
+	CALL_IF(fails, bad, type, name, params, args)                                              \
 	CALL_IF(fails, bad, type, name##64, params, args)
 #define HALF(n) (n > 1 && due("short") ? n / 2 : n)
 
@@ -181,8 +184,8 @@ CALL("file", -1, int, lstat64, (const char *path, struct stat64 *st), (path, st)
 CALL("file", -1, int, fstatvfs, (int fd, struct statvfs *st), (fd, st))
 CALL("file", -1, int, fstatvfs64, (int fd, struct statvfs64 *st), (fd, st))
 
-CALL2(due("write") || due("eintr"), -1, ssize_t, pwrite, (int fd, const void *buf, size_t n, off_t off),
-      (fd, buf, HALF(n), off))
+CALL2(due("write") || due("eintr"), -1, ssize_t, pwrite,
+      (int fd, const void *buf, size_t n, off_t off), (fd, buf, HALF(n), off))
 CALL2(due("write") || due("eintr"), -1, int, ftruncate, (int fd, off_t n), (fd, n))
 CALL2(due("write") || due("eintr") || missing(EOPNOTSUPP), -1, int, fallocate,
       (int fd, int mode, off_t off, off_t n), (fd, mode, off, n))
@@ -194,47 +197,49 @@ CALL("write", -1, int, unlink, (const char *path), (path))
 CALL("write", -1, int, symlink, (const char *to, const char *path), (to, path))
 CALL("write", -1, int, link, (const char *from, const char *to), (from, to))
 CALL("write", -1, int, rename, (const char *from, const char *to), (from, to))
-CALL_IF(due("write") || missing(ENOSYS), -1, int, renameat2, (int d1, const char *from, int d2, const char *to, unsigned flags),
-     (d1, from, d2, to, flags))
+CALL_IF(due("write") || missing(ENOSYS), -1, int, renameat2,
+	(int d1, const char *from, int d2, const char *to, unsigned flags),
+	(d1, from, d2, to, flags))
 CALL_IF(due("write") || due("eintr") || missing(EXDEV), -1, ssize_t, copy_file_range,
 	(int in, off64_t *in_off, int out, off64_t *out_off, size_t n, unsigned flags),
 	(in, in_off, out, out_off, HALF(n), flags))
 
 /* Opening to create counts as a write. */
-#define OPEN(name) \
-	int name(const char *path, int flags, ...); \
-	int name(const char *path, int flags, ...) \
-	{ \
-		static int (*real)(const char *, int, ...); \
-		mode_t mode = 0; \
-		va_list ap; \
-		if (flags & O_CREAT) { \
-			va_start(ap, flags); \
-			mode = va_arg(ap, mode_t); \
-			va_end(ap); \
-		} \
-		if (!real) \
-			real = REAL(#name, int (*)(const char *, int, ...)); \
-		return due(flags & O_CREAT ? "write" : "file") ? -1 : real(path, flags, mode); \
+#define OPEN(name)                                                                                 \
+	int name(const char *path, int flags, ...);                                                \
+	int name(const char *path, int flags, ...)                                                 \
+	{                                                                                          \
+		static int (*real)(const char *, int, ...);                                        \
+		mode_t mode = 0;                                                                   \
+		va_list ap;                                                                        \
+		if (flags & O_CREAT) {                                                             \
+			va_start(ap, flags);                                                       \
+			mode = va_arg(ap, mode_t);                                                 \
+			va_end(ap);                                                                \
+		}                                                                                  \
+		if (!real)                                                                         \
+			real = REAL(#name, int (*)(const char *, int, ...));                       \
+		return due(flags & O_CREAT ? "write" : "file") ? -1 : real(path, flags, mode);     \
 	}
 OPEN(open)
 OPEN(open64)
 
 /* Only locks. */
-#define FCNTL(name) \
-	int name(int fd, int cmd, ...); \
-	int name(int fd, int cmd, ...) \
-	{ \
-		static int (*real)(int, int, ...); \
-		va_list ap; \
-		void *arg; \
-		va_start(ap, cmd); \
-		arg = va_arg(ap, void *); \
-		va_end(ap); \
-		if (!real) \
-			real = REAL(#name, int (*)(int, int, ...)); \
-		return (cmd == F_OFD_SETLK || cmd == F_OFD_GETLK) && due("file") ? -1 : \
-										   real(fd, cmd, arg); \
+#define FCNTL(name)                                                                                \
+	int name(int fd, int cmd, ...);                                                            \
+	int name(int fd, int cmd, ...)                                                             \
+	{                                                                                          \
+		static int (*real)(int, int, ...);                                                 \
+		va_list ap;                                                                        \
+		void *arg;                                                                         \
+		va_start(ap, cmd);                                                                 \
+		arg = va_arg(ap, void *);                                                          \
+		va_end(ap);                                                                        \
+		if (!real)                                                                         \
+			real = REAL(#name, int (*)(int, int, ...));                                \
+		return (cmd == F_OFD_SETLK || cmd == F_OFD_GETLK) && due("file")                   \
+			       ? -1                                                                \
+			       : real(fd, cmd, arg);                                               \
 	}
 FCNTL(fcntl)
 FCNTL(fcntl64)

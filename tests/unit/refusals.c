@@ -30,11 +30,15 @@ static bool refused(int rc, int code)
 	return rc < 0 && err.code == code && err.msg[0];
 }
 
-static int make(const char *name, enum img_type type, uint64_t size, uint32_t block, const char *creator,
-		const char *parent, const uint8_t *uuid)
+static int make(const char *name, enum img_type type, uint64_t size, uint32_t block,
+		const char *creator, const char *parent, const uint8_t *uuid)
 {
-	struct img_create o = { .type = type, .size = size, .block_size = block, .creator = creator,
-				.parent_path = parent, .parent_uuid = uuid };
+	struct img_create o = {.type = type,
+			       .size = size,
+			       .block_size = block,
+			       .creator = creator,
+			       .parent_path = parent,
+			       .parent_uuid = uuid};
 
 	return img_create(name, &o, &err);
 }
@@ -47,19 +51,23 @@ static void test_create(void)
 	   "more than 2040 GiB");
 	ok(refused(make("x", IMG_DYNAMIC, 1 << 20, 3 << 20, NULL, NULL, NULL), IMG_USAGE),
 	   "a block size that is no power of two");
-	ok(refused(make("x", IMG_DYNAMIC, 1 << 20, 2048, NULL, NULL, NULL), IMG_USAGE), "tiny blocks");
-	ok(refused(make("x", IMG_DYNAMIC, 1 << 20, 0, "seven", NULL, NULL), IMG_USAGE), "a long creator");
-	ok(refused(make("no/x", IMG_DYNAMIC, 1 << 20, 0, NULL, NULL, NULL), IMG_CANTCREAT), "no such folder");
+	ok(refused(make("x", IMG_DYNAMIC, 1 << 20, 2048, NULL, NULL, NULL), IMG_USAGE),
+	   "tiny blocks");
+	ok(refused(make("x", IMG_DYNAMIC, 1 << 20, 0, "seven", NULL, NULL), IMG_USAGE),
+	   "a long creator");
+	ok(refused(make("no/x", IMG_DYNAMIC, 1 << 20, 0, NULL, NULL, NULL), IMG_CANTCREAT),
+	   "no such folder");
 	ok(access("x", F_OK) != 0, "nothing was made");
 	ok(make("base.vhd", IMG_DYNAMIC, 1 << 20, 0, NULL, NULL, NULL) == 0 &&
-		   refused(make("base.vhd", IMG_DYNAMIC, 1 << 20, 0, NULL, NULL, NULL), IMG_CANTCREAT),
+		   refused(make("base.vhd", IMG_DYNAMIC, 1 << 20, 0, NULL, NULL, NULL),
+			   IMG_CANTCREAT),
 	   "a file that exists");
 }
 
 static void test_requests(void)
 {
-	struct img_open o = { .writable = true };
-	uint8_t buf[1024] = { 1 };
+	struct img_open o = {.writable = true};
+	uint8_t buf[1024] = {1};
 	struct img_chain *c;
 	struct img_run run;
 
@@ -67,9 +75,12 @@ static void test_requests(void)
 	ok(refused(img_write(c, buf, 1, 512, false, &err), IMG_BUG), "a write between sectors");
 	ok(refused(img_zero(c, 0, 513, false, &err), IMG_BUG), "zeros between sectors");
 	ok(refused(img_trim(c, 256, 512, &err), IMG_BUG), "a trim between sectors");
-	ok(refused(img_write(c, buf, 1 << 20, 512, false, &err), IMG_DATA), "a write behind the end");
-	ok(refused(img_write(c, buf, ~511ull, 1024, false, &err), IMG_DATA), "a write that wraps around");
-	ok(refused(img_read(c, buf, (1 << 20) - 512, 1024, &err), IMG_DATA), "a read across the end");
+	ok(refused(img_write(c, buf, 1 << 20, 512, false, &err), IMG_DATA),
+	   "a write behind the end");
+	ok(refused(img_write(c, buf, ~511ull, 1024, false, &err), IMG_DATA),
+	   "a write that wraps around");
+	ok(refused(img_read(c, buf, (1 << 20) - 512, 1024, &err), IMG_DATA),
+	   "a read across the end");
 	ok(refused(img_map(c, 0, 0, 1, &run, &err), IMG_BUG), "a map of nothing");
 	ok(refused(img_map(c, 1 << 20, 1, 1, &run, &err), IMG_BUG), "a map behind the end");
 	ok(refused(img_find_layer(c, ".", &err), IMG_DATA), "a layer that is none");
@@ -77,16 +88,17 @@ static void test_requests(void)
 	img_close(c);
 	o.writable = false;
 	ok(img_open(&c, "base.vhd", &o, &err) == 0, "open for reading");
-	ok(refused(img_write(c, buf, 0, 512, false, &err), IMG_PERM), "a write to what is open for reading");
+	ok(refused(img_write(c, buf, 0, 512, false, &err), IMG_PERM),
+	   "a write to what is open for reading");
 	img_close(c);
 }
 
 /* Only an empty child of this very leaf may take its place. */
 static void test_push(void)
 {
-	struct img_open o = { .writable = true }, single = { .writable = true, .single = true };
+	struct img_open o = {.writable = true}, single = {.writable = true, .single = true};
 	struct img_chain *c, *child;
-	uint8_t uuid[16], buf[512] = { 1 };
+	uint8_t uuid[16], buf[512] = {1};
 	struct img *layer;
 
 	ok(img_open(&c, "base.vhd", &o, &err) == 0, "open again");
@@ -106,22 +118,24 @@ static void test_push(void)
 	   "a child that is written to");
 	ok(refused(img_push_open(c, "child.avhd", &layer, &err), IMG_AGAIN), "a child in use");
 	img_close(child);
-	ok(refused(img_push_open(c, "child.avhd", &layer, &err), IMG_DATA), "a child that is not empty");
-	ok(refused(img_push_open(c, "nowhere", &layer, &err), IMG_NOINPUT), "a child that is not there");
+	ok(refused(img_push_open(c, "child.avhd", &layer, &err), IMG_DATA),
+	   "a child that is not empty");
+	ok(refused(img_push_open(c, "nowhere", &layer, &err), IMG_NOINPUT),
+	   "a child that is not there");
 	ok(img_layers(c) == 1, "the chain is as it was");
 	img_close(c);
 }
 
 static void test_depth(void)
 {
-	struct img_open o = { 0 };
+	struct img_open o = {0};
 	struct img_chain *c;
 	char name[32], parent[32] = "base.vhd";
 	int rc = 0;
 
 	for (int i = 1; i < IMG_MAX_LAYERS && rc == 0; i++) {
 		uint8_t uuid[16];
-		struct img_open single = { .single = true };
+		struct img_open single = {.single = true};
 
 		rc = img_open(&c, parent, &single, &err);
 		if (rc == 0) {
