@@ -97,7 +97,7 @@ static void test_requests(void)
 static void test_push(void)
 {
 	struct img_open o = {.writable = true}, single = {.writable = true, .single = true};
-	struct img_chain *c, *child;
+	struct img_chain *c, *child = NULL;
 	uint8_t uuid[16], buf[512] = {1};
 	struct img *layer;
 
