@@ -35,7 +35,8 @@ int vhd_absorb_begin(struct img *l, uint64_t size, struct img_err *err)
 	if (vhd_prepare_write(l, err) < 0)
 		return -1;
 	vhd_absorb_end(l);
-	blocks = size / v->block_size + 1;
+	/* After a run that was cut short the file may be larger than what is merged into it. */
+	blocks = u64_max(size, l->info.size) / v->block_size + 1;
 	v->absorb = a = calloc(1, sizeof(*a));
 	if (a) {
 		a->place = calloc(blocks, sizeof(a->place[0]));
