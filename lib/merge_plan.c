@@ -57,8 +57,9 @@ static void check_layers(struct merge *m)
 	for (unsigned i = 0; i <= m->to; i++) {
 		const struct img *l = m->c->layer[i], *above = i ? m->c->layer[i - 1] : NULL;
 
-		/* A child may have grown. So may the target, while it was being merged into. */
-		if (above && l->info.size > above->info.size && !(m->begun && l == m->target))
+		/* A child may have grown. So may the target, while the leaf was being merged into it. */
+		if (above && l->info.size > above->info.size &&
+		    !(m->begun && l == m->target && l->info.size <= m->leaf->info.size))
 			block(m, IMG_DATA,
 			      "%s: %" PRIu64 " bytes, its parent %s has %" PRIu64 ": nobody could tell what becomes of the rest",
 			      above->file.path, above->info.size, l->file.path, l->info.size);
