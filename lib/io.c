@@ -394,23 +394,3 @@ int io_stream_write(int fd, const void *buf, size_t len, const char *path, struc
 	}
 	return 0;
 }
-
-int io_stream_read(int fd, void *buf, size_t len, size_t *got, const char *path,
-		   struct img_err *err)
-{
-	uint8_t *p = buf;
-
-	*got = 0;
-	while (*got < len) {
-		ssize_t n = read(fd, p + *got, len - *got);
-
-		if (n == 0)
-			break;
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0)
-			return img_err_errno(err, errno, "%s: read", path);
-		*got += (size_t)n;
-	}
-	return 0;
-}

@@ -121,10 +121,8 @@ int io_symlink_replace(const char *path, const char *target, struct img_err *err
 /* PATH durably holds LEN bytes: temporary file, sync, rename. MODE as for open(2). */
 int io_store(const char *path, const void *buf, size_t len, mode_t mode, struct img_err *err);
 
-/* Streams (pipes, sockets): whole transfers; *GOT < LEN only at end of file. PATH for messages. */
+/* To a stream (pipe, socket): all of it. PATH for messages. */
 int io_stream_write(int fd, const void *buf, size_t len, const char *path, struct img_err *err);
-int io_stream_read(int fd, void *buf, size_t len, size_t *got, const char *path,
-		   struct img_err *err);
 
 /* malloc'd string: the folder part of PATH ("." when none). NULL without memory. */
 char *io_dirname(const char *path);
