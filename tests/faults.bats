@@ -65,8 +65,11 @@ changing='repair repair-link undo merge merge-to resize reparent'
 	each write $changing
 }
 
-@test "signals in the middle, and short transfers, are seen by nobody" {
+@test "a signal in the middle of a call is seen by nobody" {
 	each eintr $looking $making $changing
+}
+
+@test "a short transfer is seen by nobody" {
 	each short $looking $making $changing
 }
 
