@@ -120,7 +120,15 @@ class Trial:
 
     def left(self):
         return [n for n in os.listdir('work')
-                if n.startswith('.') or n.endswith(('.merging', '.rollback', '.partial'))]
+                if n.startswith('.') or n.endswith(('.merging', '.partial')) or
+                (n.endswith('.rollback') and not self.ended('work/' + n))]
+
+    @staticmethod
+    def ended(path):
+        """A sidecar that says itself that its change has ended (lib/undo.c) may lie until the next one."""
+        with open(path, 'rb') as f:
+            data = f.read()
+        return data.startswith(b'qsm-void') or data[-32:-24] == b'qsm-done'
 
     def new_content(self):
         return content('work/' + self.t['new']) if 'new' in self.t else None
