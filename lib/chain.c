@@ -64,8 +64,8 @@ static bool allowed(const struct search *s, const char *real)
 }
 
 /*
- * Between the look at a name and the open, somebody may have put a link in its place or in that of a
- * folder on the way. So what counts is the file that was opened: it must be the one that
+ * Between the look at a name and the open, somebody may have put a link in its place or in that
+ * of a folder on the way. So what counts is the file that was opened: it must be the one that
  * stood under the resolved and allowed name, and stand there still.
  */
 static int check_opened(const struct img *p, const char *real, const struct stat *want, struct img_err *err)
@@ -214,7 +214,10 @@ static bool search_candidates(struct search *s, char *const *names)
 	return false;
 }
 
-/* Before the parent is locked: a loop would meet our own lock and not be told from somebody else's. */
+/*
+ * Before the parent is locked: a loop would meet our own lock and not be told from somebody
+ * else's.
+ */
 static int check_loop(const struct img_chain *c, const char *path, struct img_err *err)
 {
 	struct stat want, st;

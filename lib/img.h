@@ -100,9 +100,9 @@ struct img_run {
 };
 
 /*
- * The longest run from OFF on, at most LEN, that is of one kind and (DATA) contiguous in one file. Layers
- * from BASE on are not looked at: what only they could have is BELOW; pass img_layers(c) for
- * the whole chain. OFF + LEN must lie inside the disk.
+ * The longest run from OFF on, at most LEN, that is of one kind and (DATA) contiguous in one
+ * file. Layers from BASE on are not looked at: what only they could have is BELOW; pass
+ * img_layers(c) for the whole chain. OFF + LEN must lie inside the disk.
  */
 int img_map(struct img_chain *c, uint64_t off, uint64_t len, unsigned base, struct img_run *run,
 	    struct img_err *err);
@@ -114,9 +114,10 @@ int img_read_run(struct img_chain *c, const struct img_run *run, void *buf, stru
 int img_read(struct img_chain *c, void *buf, uint64_t off, uint64_t len, struct img_err *err);
 
 /*
- * Guest writes to the leaf, any byte range that is a multiple of 512. When these return, the change survives the death of this process;
- * after img_flush() (or with FUA) it survives power loss. Until then a sector reads old or
- * new after power loss, never anything else: data is durable before the bit or BAT entry that shows it.
+ * Guest writes to the leaf, any byte range that is a multiple of 512. When these return, the
+ * change survives the death of this process; after img_flush() (or with FUA) it survives power
+ * loss. Until then a sector reads old or new after power loss, never anything else: data is
+ * durable before the bit or BAT entry that shows it.
  */
 int img_write(struct img_chain *c, const void *buf, uint64_t off, uint64_t len, bool fua,
 	      struct img_err *err);
@@ -148,10 +149,10 @@ struct img_create {
 int img_create(const char *path, const struct img_create *opts, struct img_err *err);
 
 /*
- * The same in two steps, for a writer that fills the image first: it is open for img_write() under a temporary name;
- * img_create_finish() syncs it, gives it its name and closes the chain; img_create_abort()
- * removes it. OPTS must stay alive until then. The parent of a differencing image is not opened:
- * such an image can be written and closed, not read where it has no data.
+ * The same in two steps, for a writer that fills the image first: it is open for img_write()
+ * under a temporary name; img_create_finish() syncs it, gives it its name and closes the chain;
+ * img_create_abort() removes it. OPTS must stay alive until then. The parent of a differencing
+ * image is not opened: such an image can be written and closed, not read where it has no data.
  */
 struct img_new;
 int img_create_begin(struct img_new **out, const char *path, const struct img_create *opts,
@@ -162,10 +163,11 @@ int img_create_complete(struct img_new *n, struct img_err *err);
 int img_create_finish(struct img_new *n, struct img_err *err);
 void img_create_abort(struct img_new *n);
 /*
- * A new image that can be gone on with after an interruption: it has a .partial name and was filled in
- * ascending order. Settle writes what is held in memory and tells END; after a sync, OFF (the end of what was
- * written) and END are all that img_create_resume() needs to forget whatever came later.
- * img_create_keep() closes it and leaves the file. The sync may run beside later writes.
+ * A new image that can be gone on with after an interruption: it has a .partial name and was
+ * filled in ascending order. Settle writes what is held in memory and tells END; after a sync,
+ * OFF (the end of what was written) and END are all that img_create_resume() needs to forget
+ * whatever came later. img_create_keep() closes it and leaves the file. The sync may run beside
+ * later writes.
  */
 int img_create_settle(struct img_new *n, uint64_t *end, struct img_err *err);
 int img_create_sync(struct img_new *n, struct img_err *err);
@@ -178,9 +180,9 @@ int img_snapshot(const char *parent, const char *child, const struct img_open *o
 		 struct img_err *err);
 
 /*
- * Live snapshot. img_push_open opens CHILD (an empty differencing child of the present leaf) and locks it;
- * img_push makes it the new leaf: the caller must hold off all other users of the chain and
- * have flushed it. A layer that was not pushed is given to img_push_cancel.
+ * Live snapshot. img_push_open opens CHILD (an empty differencing child of the present leaf)
+ * and locks it; img_push makes it the new leaf: the caller must hold off all other users of the
+ * chain and have flushed it. A layer that was not pushed is given to img_push_cancel.
  */
 int img_push_open(struct img_chain *c, const char *child, struct img **layer,
 		  struct img_err *err);
@@ -188,13 +190,17 @@ int img_push(struct img_chain *c, struct img *layer, struct img_err *err);
 void img_push_cancel(struct img *layer);
 
 /*
- * Folds all layers above a target into it, in place. The chain was opened with .writable and .merge (to plan,
- * .merge alone will do). Crash-safe and re-runnable: HACKING.md gives the order and the argument.
+ * Folds all layers above a target into it, in place. The chain was opened with .writable and
+ * .merge (to plan, .merge alone will do). Crash-safe and re-runnable: HACKING.md gives the
+ * order and the argument.
  */
 struct img_merge {
 	const struct img_open *open; /* its folders are searched for other children */
 	bool del;		/* the merged files go; children of the leaf become the target's */
-	/* Bytes done and planned; non-zero stops (IMG_AGAIN, the same call finishes). NULL: nobody asks. */
+	/*
+	 * Bytes done and planned; non-zero stops (IMG_AGAIN, the same call finishes). NULL:
+	 * nobody asks.
+	 */
 	int (*progress)(void *ctx, uint64_t done, uint64_t planned);
 	void *ctx;
 };
@@ -214,16 +220,17 @@ int img_merge(struct img_chain *c, const struct img_merge *opts, struct img_merg
 /* The layer that is merged into: the last one that .merge made writable. */
 unsigned img_merge_target(const struct img_chain *c);
 /*
- * After a merge with .del that was cut short while it removed files, so that LEAF is gone or its chain does not open any more: removes what is
- * left of it. TARGET may be NULL: the disk beside LEAF that says it was merged from it. *DONE tells whether there was such a
- * merge; then *INTO is the target's path, malloc'd.
+ * After a merge with .del that was cut short while it removed files, so that LEAF is gone or
+ * its chain does not open any more: removes what is left of it. TARGET may be NULL: the disk
+ * beside LEAF that says it was merged from it. *DONE tells whether there was such a merge; then
+ * *INTO is the target's path, malloc'd.
  */
 int img_merge_clean_up(const char *leaf, const char *target, const struct img_open *open,
 		       bool *done, char **into, struct img_err *err);
 
 /*
- * What the layers 0 to LAST show becomes a new image PATH, in the order of the disk, zeros left out: with all layers a dynamic one without a
- * parent, else a child of the layer below LAST.
+ * What the layers 0 to LAST show becomes a new image PATH, in the order of the disk, zeros left
+ * out: with all layers a dynamic one without a parent, else a child of the layer below LAST.
  */
 int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force,
 		const struct img_merge *opts, struct img_merge_stats *stats, struct img_err *err);
@@ -250,8 +257,8 @@ void img_sum_watch(struct img_sum *s,
 /* Lower-case hexadecimal; all SIZE bytes must have been given. */
 void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR]);
 /*
- * A value that stays the same as long as nobody writes to the files of layers FROM to TO-1: made of their
- * UUIDs, inodes, sizes and times.
+ * A value that stays the same as long as nobody writes to the files of layers FROM to TO-1:
+ * made of their UUIDs, inodes, sizes and times.
  */
 int img_identity(struct img_chain *c, unsigned from, unsigned to, uint8_t out[IMG_SUM_BYTES],
 		 struct img_err *err);
@@ -263,10 +270,11 @@ int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done,
 		  void *ctx, char out[IMG_SUM_STR], struct img_err *err);
 
 /*
- * Another size for the disk PATH. What is new reads as zeros (in a child: as its parent has it, zeros behind that
- * one's end). Shrinking is refused (IMG_PREFLIGHT), naming the offset, when there is
- * anything but zeros behind the new end. Refused as well: a disk with children, since they
- * would have another size, and one that a saved machine depends on; unless FORCE. Crash-safe: old or new.
+ * Another size for the disk PATH. What is new reads as zeros (in a child: as its parent has it,
+ * zeros behind that one's end). Shrinking is refused (IMG_PREFLIGHT), naming the offset, when
+ * there is anything but zeros behind the new end. Refused as well: a disk with children, since
+ * they would have another size, and one that a saved machine depends on; unless FORCE. Crash-
+ * safe: old or new.
  */
 struct img_resize {
 	uint64_t size;
@@ -279,9 +287,10 @@ int img_resize(const char *path, const struct img_open *opts, struct img_resize 
 
 /*
  * The link of CHILD to its parent, written anew. Refused when PARENT is not the one that CHILD
- * names (UUID, and not larger unless the child has shrunk; a raw parent's size), unless FORCE: then its UUID is taken over; loops and
- * chains that are too deep always. OPTS says where PARENT's own parents may lie; with .unlocked
- * the caller holds the locks of PARENT and all below. Crash-safe: old or new.
+ * names (UUID, and not larger unless the child has shrunk; a raw parent's size), unless FORCE:
+ * then its UUID is taken over; loops and chains that are too deep always. OPTS says where
+ * PARENT's own parents may lie; with .unlocked the caller holds the locks of PARENT and all
+ * below. Crash-safe: old or new.
  */
 struct img_reparent_plan {
 	bool changes;		/* false: all is as it should be already */
@@ -338,9 +347,9 @@ struct img_check_result {
 int img_check(const char *path, const struct img_check *opts, struct img_check_result *res,
 	      struct img_err *err);
 /*
- * Mends what the rest of the file proves, and reports every fault that it found. The old bytes are
- * in FILE.undo afterwards. A repair that was cut short is undone by the next open. RES counts what was there
- * before; AFTER is what a new check says.
+ * Mends what the rest of the file proves, and reports every fault that it found. The old bytes
+ * are in FILE.undo afterwards. A repair that was cut short is undone by the next open. RES
+ * counts what was there before; AFTER is what a new check says.
  */
 int img_repair(const char *path, const struct img_check *opts, struct img_check_result *res,
 	       struct img_check_result *after, struct img_err *err);

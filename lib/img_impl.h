@@ -57,10 +57,11 @@ struct img_ops {
 	int (*settle)(struct img *l, uint64_t *end, struct img_err *err);
 	int (*finish)(struct img *l, struct img_err *err);
 	/*
-	 * Absorbing a child of SIZE bytes, in this order (merge.c): absorb_begin once (again after resize()); absorb_place for each
-	 * run of the child, ascending: where LEN' <= LEN bytes of the disk have their place in the
-	 * file; absorb_extend: space and footers durable; then the data is copied and synced; absorb_mark for each run again; absorb_publish makes all of it
-	 * visible, durably; absorb_end frees, always.
+	 * Absorbing a child of SIZE bytes, in this order (merge.c): absorb_begin once (again
+	 * after resize()); absorb_place for each run of the child, ascending: where LEN' <= LEN
+	 * bytes of the disk have their place in the file; absorb_extend: space and footers
+	 * durable; then the data is copied and synced; absorb_mark for each run again;
+	 * absorb_publish makes all of it visible, durably; absorb_end frees, always.
 	 */
 	int (*absorb_begin)(struct img *l, uint64_t size, struct img_err *err);
 	int (*absorb_place)(struct img *l, uint64_t off, uint64_t len, uint64_t *file_off,

@@ -356,7 +356,10 @@ int io_sync(struct io_file *f, struct img_err *err)
 		if (rc < 0) {
 			f->failed = errnum;
 #ifdef POSIX_FADV_DONTNEED
-			/* The kernel may call lost pages clean: whoever reads next shall see the disk. */
+			/*
+			 * The kernel may call lost pages clean: whoever reads next shall see
+			 * the disk.
+			 */
 			(void)posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED);
 #endif
 		}

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Merge markers: a file beside a disk that says why the disk must not be opened by itself. While
- * a merge is under way its target is neither the old disk nor the new one, and the layers between it and
- * the leaf show parts of newer data from then on: each opens only below the layer that hides this.
- * Once the target is whole, its marker may stay for a while as "merged", so that a run that
- * was interrupted while it removed files can be finished.
+ * Merge markers: a file beside a disk that says why the disk must not be opened by itself.
+ * While a merge is under way its target is neither the old disk nor the new one, and the layers
+ * between it and the leaf show parts of newer data from then on: each opens only below the
+ * layer that hides this. Once the target is whole, its marker may stay for a while as "merged",
+ * so that a run that was interrupted while it removed files can be finished.
  */
 #include "config.h"
 

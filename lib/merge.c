@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Folding layers into an ancestor, in place. They mask every sector that is being moved, so what the
- * guest sees through the leaf never changes; that needs the target's footers, header and BAT to be sound at every
- * moment. While the merge is under way the target alone is neither the old disk nor the new one:
- * markers say so (marker.c). The order of all this, and why, is in HACKING.md.
+ * Folding layers into an ancestor, in place. They mask every sector that is being moved, so
+ * what the guest sees through the leaf never changes; that needs the target's footers, header
+ * and BAT to be sound at every moment. While the merge is under way the target alone is neither
+ * the old disk nor the new one: markers say so (marker.c). The order of all this, and why, is
+ * in HACKING.md.
  */
 #include "config.h"
 
@@ -103,7 +104,10 @@ static int write_markers(struct merge *m, struct img_err *err)
 	return img_marker_write(m->target, m->c->layer[m->to - 1], m->leaf, IMG_MARKER_MERGING, err);
 }
 
-/* The child has grown: so does the target. What is new in it reads as zeros, as it does through the child. */
+/*
+ * The child has grown: so does the target. What is new in it reads as zeros, as it does through
+ * the child.
+ */
 static int grow(struct merge *m, struct img_err *err)
 {
 	if (m->target->info.size >= m->leaf->info.size)

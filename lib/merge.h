@@ -28,7 +28,10 @@ struct merge {
 	uint64_t done, unwritten, first_unwritten;
 };
 
-/* One walk over what the layers above the target have: the same runs in the same order every time. */
+/*
+ * One walk over what the layers above the target have: the same runs in the same order every
+ * time.
+ */
 typedef int merge_run(struct merge *m, const struct img_run *r, struct img_err *err);
 int merge_walk(struct merge *m, merge_run *run, struct img_err *err);
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * After a merge: the target is whole and durable, and shows what the leaf shows. What goes, goes in an order
- * that can be continued: the children of the leaf get their new parent before it is removed; the
- * merged file nearest to the target is removed first, so that what is left over does not
- * open instead of showing something wrong. The target's marker goes last.
+ * After a merge: the target is whole and durable, and shows what the leaf shows. What goes,
+ * goes in an order that can be continued: the children of the leaf get their new parent before
+ * it is removed; the merged file nearest to the target is removed first, so that what is left
+ * over does not open instead of showing something wrong. The target's marker goes last.
  */
 #include "config.h"
 
@@ -51,8 +51,9 @@ int merge_clean(struct merge *m, struct img_err *err)
 	if (!m->opts->del)
 		return img_marker_remove(target, err);
 	/*
-	 * One file to remove and nobody above it: merged again it is the same again. Not so when a run that was
-	 * cut short has given the target a second child: then the marker goes last.
+	 * One file to remove and nobody above it: merged again it is the same again. Not so
+	 * when a run that was cut short has given the target a second child: then the marker
+	 * goes last.
 	 */
 	if (m->to == 1 && m->grand.n == 0 && !m->merged)
 		return img_marker_remove(target, err) < 0 ? -1 : remove_layer(m->leaf, err);
@@ -64,7 +65,10 @@ int merge_clean(struct merge *m, struct img_err *err)
 	return remove_layers(m->c, m->to, target, err);
 }
 
-/* Whether the disk at TARGET was merged from the disk LEAF (a path that need not be there any more). */
+/*
+ * Whether the disk at TARGET was merged from the disk LEAF (a path that need not be there any
+ * more).
+ */
 static bool merged_from(const char *target, const char *leaf, struct img_marker *m)
 {
 	char *dir = io_dirname(leaf), *real = dir ? realpath(dir, NULL) : NULL, *path = NULL;
@@ -81,7 +85,10 @@ static bool merged_from(const char *target, const char *leaf, struct img_marker 
 	return yes;
 }
 
-/* Calls FN with each disk of the folder DIR that a marker lies beside, there or not, until it returns true. */
+/*
+ * Calls FN with each disk of the folder DIR that a marker lies beside, there or not, until it
+ * returns true.
+ */
 static void each_marked(const char *dir, bool (*fn)(void *ctx, const char *path), void *ctx)
 {
 	const size_t suffix = strlen(IMG_MARKER_SUFFIX);
@@ -142,7 +149,10 @@ static void drop_orphans(const char *beside, struct img_marker *merge)
 	free(dir);
 }
 
-/* What is still there of the chain above TARGET, which names no file that is not checked to be of this chain. */
+/*
+ * What is still there of the chain above TARGET, which names no file that is not checked to be
+ * of this chain.
+ */
 static int remove_rest(const char *leaf, const char *target, const struct img_marker *m,
 		       const struct img_open *open, struct img_err *err)
 {

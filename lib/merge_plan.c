@@ -57,7 +57,10 @@ static void check_layers(struct merge *m)
 	for (unsigned i = 0; i <= m->to; i++) {
 		const struct img *l = m->c->layer[i], *above = i ? m->c->layer[i - 1] : NULL;
 
-		/* A child may have grown. So may the target, while the leaf was being merged into it. */
+		/*
+		 * A child may have grown. So may the target, while the leaf was being merged
+		 * into it.
+		 */
 		if (above && l->info.size > above->info.size &&
 		    !(m->begun && l == m->target && l->info.size <= m->leaf->info.size))
 			block(m, IMG_DATA,
@@ -70,7 +73,10 @@ static void check_layers(struct merge *m)
 	}
 }
 
-/* A raw disk is known to its child by its size only: the size that the child has or was made with. */
+/*
+ * A raw disk is known to its child by its size only: the size that the child has or was made
+ * with.
+ */
 static void check_raw_target(struct merge *m)
 {
 	const struct img *above = m->c->layer[m->to - 1];
@@ -178,7 +184,10 @@ int merge_place(struct merge *m, struct img_err *err)
 	return m->target->ops->absorb_extend(m->target, m->stats, true, err);
 }
 
-/* What an earlier run with this leaf has left: the target's marker, or those of the layers between. */
+/*
+ * What an earlier run with this leaf has left: the target's marker, or those of the layers
+ * between.
+ */
 static int look_for_markers(struct merge *m, struct img_err *err)
 {
 	struct img_marker marker;

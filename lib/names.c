@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Durable changes of names: nothing appears before it is whole, and a change survives power loss. */
+/*
+ * Durable changes of names: nothing appears before it is whole, and a change survives power
+ * loss.
+ */
 #include "config.h"
 
 #include <errno.h>

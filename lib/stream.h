@@ -125,8 +125,8 @@ struct stream_writer;
 int stream_write_begin(struct stream_writer **out, const struct stream_pipe *to, int level,
 		       struct stream_begin *begin, struct img_err *err);
 /*
- * Goes on where TOKEN says. CONTENT has seen the chunks below that, or is NULL: then END has no content sum.
- * The writer owns it from now on. BEGIN must be what it was, but for the plan.
+ * Goes on where TOKEN says. CONTENT has seen the chunks below that, or is NULL: then END has no
+ * content sum. The writer owns it from now on. BEGIN must be what it was, but for the plan.
  */
 int stream_write_resume(struct stream_writer **out, const struct stream_pipe *to, int level,
 			struct stream_begin *begin, const struct stream_token *token,
@@ -169,10 +169,10 @@ struct stream_visitor {
 	int (*data)(void *ctx, uint64_t off, const void *buf, size_t len, struct img_err *err);
 	int (*zero)(void *ctx, uint64_t off, uint64_t len, struct img_err *err);
 	/*
-	 * All below are NULL where the receiver cannot go on. Mark: everything before it was verified, also
-	 * against the sender's own sum; at checkpoints and before END. Chunks: sums of a
-	 * whole disk, N equal ones from FIRST on. Resume, instead of begin: fills in MARK, that of the
-	 * partial result, and gives CONTENT (whole disks) the sums below it.
+	 * All below are NULL where the receiver cannot go on. Mark: everything before it was
+	 * verified, also against the sender's own sum; at checkpoints and before END. Chunks:
+	 * sums of a whole disk, N equal ones from FIRST on. Resume, instead of begin: fills in
+	 * MARK, that of the partial result, and gives CONTENT (whole disks) the sums below it.
 	 */
 	/* Each record, before its content is looked at. */
 	void (*record)(void *ctx, const struct stream_record *record);

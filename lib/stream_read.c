@@ -399,7 +399,10 @@ static int take_end(struct reader *r, const struct stream_head *h, const uint8_t
 					  r->totals.content_sum,
 					  *t->content_sum ? t->content_sum : "is missing");
 	}
-	/* What is in the base was not seen here: the sender's word, to be compared with the result. */
+	/*
+	 * What is in the base was not seen here: the sender's word, to be compared with the
+	 * result.
+	 */
 	if (!r->content)
 		memcpy(r->totals.content_sum, t->content_sum, sizeof(t->content_sum));
 	r->ended = true;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Content sums: XXH3-128 over the size (64 bits, little-endian) and the XXH3-128 (canonical, big-endian) of each 1 MiB chunk;
- * the last chunk may be short. The sum of a zero chunk is computed once, so holes cost nothing.
+ * Content sums: XXH3-128 over the size (64 bits, little-endian) and the XXH3-128 (canonical,
+ * big-endian) of each 1 MiB chunk; the last chunk may be short. The sum of a zero chunk is
+ * computed once, so holes cost nothing.
  */
 #include <errno.h>
 #include <stdio.h>

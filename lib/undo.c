@@ -9,8 +9,9 @@
  *   tail     only of a finished UNDO_KEEP: "qsm-done", u64 length of the file after the change,
  *            XXH3-128 of what it then held where the records point to
  *
- * A change ends with one write to its sidecar, synced: "qsm-void" over the first bytes, or the tail. Names
- * are only tidied up after that: should the old name be back after a crash, it says of itself that it is void.
+ * A change ends with one write to its sidecar, synced: "qsm-void" over the first bytes, or the
+ * tail. Names are only tidied up after that: should the old name be back after a crash, it says
+ * of itself that it is void.
  *
  * It appears under its name whole and durable or not at all. Anybody who may write to the folder
  * can put a file there: so it must belong to the file's owner, root or us, be writable to nobody
@@ -77,7 +78,10 @@ static bool exists(const char *path)
 	return lstat(path, &st) == 0;
 }
 
-/* The sidecar of a change that has ended. The word must be on the disk before anybody relies on it. */
+/*
+ * The sidecar of a change that has ended. The word must be on the disk before anybody relies on
+ * it.
+ */
 static int is_finished(const char *path, bool *yes, struct img_err *err)
 {
 	uint8_t head[8] = "", tail[8] = "";
@@ -641,7 +645,10 @@ int undo_finish(struct io_file *f, struct img_err *err)
 	return rc;
 }
 
-/* Without its tail a sidecar is that of a change that has not ended, and its old bytes are wanted. */
+/*
+ * Without its tail a sidecar is that of a change that has not ended, and its old bytes are
+ * wanted.
+ */
 static int drop_tail(const char *path, struct img_err *err)
 {
 	struct io_file f;

@@ -29,8 +29,8 @@ struct undo_range {
 };
 
 /*
- * Saves the ranges and the length of F. Refused (IMG_AGAIN) while an earlier change is unfinished. A change
- * that only makes the file longer needs no range, but needs this as well.
+ * Saves the ranges and the length of F. Refused (IMG_AGAIN) while an earlier change is
+ * unfinished. A change that only makes the file longer needs no range, but needs this as well.
  */
 int undo_store(struct io_file *f, enum undo_kind kind, const struct undo_range *r, size_t n,
 	       struct img_err *err);

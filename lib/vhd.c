@@ -55,8 +55,8 @@ static int read_footers(struct img *l, struct footers *fs, struct img_err *err)
 }
 
 /*
- * A front copy belongs to a dynamic disk: a fixed one's guest data may begin with anything, also with
- * what would make it the child of some file of the host.
+ * A front copy belongs to a dynamic disk: a fixed one's guest data may begin with anything,
+ * also with what would make it the child of some file of the host.
  */
 static bool front_counts(const struct footers *fs)
 {
@@ -454,7 +454,10 @@ int vhd_bitmap_run(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, u
 	return 0;
 }
 
-/* A run of blocks that are not in the file: bounded, so that a walk through a chain stays linear. */
+/*
+ * A run of blocks that are not in the file: bounded, so that a walk through a chain stays
+ * linear.
+ */
 static int map_absent(struct img *l, uint32_t block, uint64_t in_block, uint64_t len,
 		      struct img_ext *ext, struct img_err *err)
 {

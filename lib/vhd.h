@@ -93,7 +93,10 @@ struct vhd_batmap {
 	uint8_t head[SECTOR];
 };
 int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err);
-/* LEN bytes of map; zeros, which are always right, where it has none or its checksum is wrong. malloc'd. */
+/*
+ * LEN bytes of map; zeros, which are always right, where it has none or its checksum is wrong.
+ * malloc'd.
+ */
 uint8_t *vhd_batmap_load(struct img *l, const struct vhd_batmap *m, uint64_t len, struct img_err *err);
 /* The header of a map of LEN bytes at OFF; what we do not know of in M's stays. */
 void vhd_batmap_seal(struct vhd_batmap *m, uint64_t off, const uint8_t *map, uint64_t len);

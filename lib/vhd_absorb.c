@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A VHD takes in the data of its child. merge.c calls these in order; what is written when, and why, is in
- * HACKING.md. A re-run writes everything again that it relies on: what the cache holds equal need
- * not be equal on the disk.
+ * A VHD takes in the data of its child. merge.c calls these in order; what is written when, and
+ * why, is in HACKING.md. A re-run writes everything again that it relies on: what the cache
+ * holds equal need not be equal on the disk.
  */
 #include "config.h"
 
@@ -163,7 +163,10 @@ static int load_bitmap(struct img *l, uint32_t block, struct img_err *err)
 	if (!bitmap_get(a->fresh, block))
 		return io_read(&l->file, a->bitmap, v->bitmap_len, (uint64_t)a->place[block] * SECTOR, err);
 	memset(a->bitmap, 0, v->bitmap_len);
-	/* All bits of a new dynamic block: what the child does not own are zeros, here and below. */
+	/*
+	 * All bits of a new dynamic block: what the child does not own are zeros, here and
+	 * below.
+	 */
 	if (l->info.type == IMG_DYNAMIC)
 		bitmap_set(a->bitmap, 0, v->block_size / SECTOR);
 	return 0;

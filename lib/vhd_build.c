@@ -3,7 +3,8 @@
  * Filling a new VHD that nobody else can open yet. There is nothing to protect before it is
  * finished, so the bitmap of the present block and the present sector of the BAT stay in memory
  * until another one is needed, and the end footer is written once, at the end. A stream comes
- * in ascending order, which makes that one write of each per block, whatever the size of its pieces.
+ * in ascending order, which makes that one write of each per block, whatever the size of its
+ * pieces.
  *
  * An image that was cut off in the middle can be taken up again (vhd_build_resume): blocks lie in
  * the order in which they were written, so everything behind a position can be taken back by
@@ -110,7 +111,10 @@ static int new_block(struct img *l, uint32_t block, uint8_t *bat, struct img_err
 	return 0;
 }
 
-/* Holds the bitmap of BLOCK, which gets its place if it has none; with MAY_LACK it may stay without. */
+/*
+ * Holds the bitmap of BLOCK, which gets its place if it has none; with MAY_LACK it may stay
+ * without.
+ */
 static int hold_block(struct img *l, uint32_t block, bool may_lack, struct img_err *err)
 {
 	struct vhd *v = l->state;

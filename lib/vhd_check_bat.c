@@ -125,8 +125,9 @@ static int take_entry(struct check *c, struct run *r, uint32_t block, uint32_t e
 }
 
 /*
- * Calls FN for the entries FIRST to END, a chunk at a time; E is NULL for the zeros of a hole, which a file
- * that claims a huge table has without any cost: they must not cost us anything either.
+ * Calls FN for the entries FIRST to END, a chunk at a time; E is NULL for the zeros of a hole,
+ * which a file that claims a huge table has without any cost: they must not cost us anything
+ * either.
  */
 typedef int chunk_fn(struct check *c, void *ctx, uint32_t first, uint32_t n, const uint32_t *e,
 		     struct img_err *err);
@@ -251,7 +252,10 @@ static void sort(uint64_t *v, size_t n)
 	}
 }
 
-/* Which of the two is wrong cannot be known: both keep what they show now, each in its own place. */
+/*
+ * Which of the two is wrong cannot be known: both keep what they show now, each in its own
+ * place.
+ */
 static int report_overlap(struct check *c, uint64_t owner, uint64_t other, struct img_err *err)
 {
 	uint32_t a = placed_block(owner), b = placed_block(other);

@@ -70,7 +70,10 @@ static int check_clear(struct check *c, uint32_t block, uint64_t off, const uint
 	return 0;
 }
 
-/* Behind the block's sectors; and, in a child, behind the disk's. Windows sets the latter in a dynamic disk. */
+/*
+ * Behind the block's sectors; and, in a child, behind the disk's. Windows sets the latter in a
+ * dynamic disk.
+ */
 static void check_beyond(struct check *c, uint32_t block, uint64_t off, const uint8_t *bitmap)
 {
 	uint32_t all = c->header.block_size / SECTOR;

@@ -29,8 +29,8 @@ static int decode_at(struct check *c, uint64_t off, size_t len, uint8_t raw[VHD_
 }
 
 /*
- * A footer before bytes that do not belong to the file. The data of a guest may hold footers as well:
- * it must be a copy of the front one, or end a fixed disk that is as long as it says.
+ * A footer before bytes that do not belong to the file. The data of a guest may hold footers as
+ * well: it must be a copy of the front one, or end a fixed disk that is as long as it says.
  */
 static int search_end(struct check *c, struct ends *s, struct img_err *err)
 {
@@ -92,7 +92,10 @@ static int read_ends(struct check *c, struct ends *s, struct img_err *err)
 	return 0;
 }
 
-/* Whether the header that F leads to fits it. LAX: of both the checksum may be wrong, but all fields agree. */
+/*
+ * Whether the header that F leads to fits it. LAX: of both the checksum may be wrong, but all
+ * fields agree.
+ */
 static int footer_fits(struct check *c, const struct vhd_footer *f, bool lax, bool *yes, struct img_err *err)
 {
 	enum vhd_verdict is;

@@ -108,7 +108,10 @@ static uint64_t get_field(const uint8_t raw[VHD_HEADER_LEN], const struct guess 
 	return g->len == 4 ? be32_get(raw + g->off) : be64_get(raw + g->off);
 }
 
-/* A value with which the checksum comes out right, and the table makes sense, is the one that was there. */
+/*
+ * A value with which the checksum comes out right, and the table makes sense, is the one that
+ * was there.
+ */
 static int try_guess(struct check *c, const struct guess *g, bool *ok, struct img_err *err)
 {
 	uint8_t raw[VHD_HEADER_LEN];
@@ -288,7 +291,10 @@ static void report_header(struct check *c, enum vhd_verdict is, bool mendable)
 	fault_report(c, &f);
 }
 
-/* No single field explains the checksum: it is itself what is wrong, when nearly all of the table fits. */
+/*
+ * No single field explains the checksum: it is itself what is wrong, when nearly all of the
+ * table fits.
+ */
 static int judge_checksum(struct check *c, bool *ok, struct img_err *err)
 {
 	struct fit fit;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The link of a child to its parent (vhd-format §8.6, §15), and what other tools left beside the file. */
+/*
+ * The link of a child to its parent (vhd-format §8.6, §15), and what other tools left beside
+ * the file.
+ */
 #include "config.h"
 
 #include <dirent.h>

@@ -97,7 +97,10 @@ static int report_orphan(struct check *c, uint64_t at, bool *is, struct img_err 
 	return 0;
 }
 
-/* A block could begin at the start of the gap, or where its data is aligned. *END: of the last one. */
+/*
+ * A block could begin at the start of the gap, or where its data is aligned. *END: of the last
+ * one.
+ */
 static int find_orphans(struct check *c, uint64_t from, uint64_t to, uint64_t *end, struct img_err *err)
 {
 	bool is;

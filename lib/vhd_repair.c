@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Mending what the checks have proven. All that will be written is known before the first write; then the
- * old bytes are saved (undo.h), and from there to the end the disk opens as it was before. So the
- * order of the writes does not matter, and a repair that was cut short starts from the beginning.
+ * Mending what the checks have proven. All that will be written is known before the first
+ * write; then the old bytes are saved (undo.h), and from there to the end the disk opens as it
+ * was before. So the order of the writes does not matter, and a repair that was cut short
+ * starts from the beginning.
  */
 #include "config.h"
 
@@ -30,7 +31,10 @@ static unsigned free_slot(const struct vhd_header *h)
 	return slot;
 }
 
-/* A locator behind all that the file holds: what its old place is worth is just what is in doubt. */
+/*
+ * A locator behind all that the file holds: what its old place is worth is just what is in
+ * doubt.
+ */
 static int mend_locator(struct check *c, uint32_t code, const uint8_t *text, size_t len, struct img_err *err)
 {
 	uint64_t off = u64_round_up(c->mend.end, SECTOR), room = u64_round_up(len, SECTOR);
@@ -45,7 +49,10 @@ static int mend_locator(struct check *c, uint32_t code, const uint8_t *text, siz
 	return mend_bytes(c, off, buf, room, err);
 }
 
-/* What we write anew, and rubbish. *URL: XenServer, which reads MacX first, has written the names. */
+/*
+ * What we write anew, and rubbish. *URL: XenServer, which reads MacX first, has written the
+ * names.
+ */
 static void drop_locators(struct check *c, bool *url)
 {
 	*url = false;
@@ -346,7 +353,10 @@ static int mend_file(struct check *c, const struct img_check *opts, struct img_e
 	return rc;
 }
 
-/* What the file itself had was reported before it was mended; of its parents nobody has heard yet. */
+/*
+ * What the file itself had was reported before it was mended; of its parents nobody has heard
+ * yet.
+ */
 struct filter {
 	const struct img_check *opts;
 	const char *path;

@@ -4,11 +4,12 @@
  *
  * The death of this process must not lose what was acknowledged, so every bit and BAT entry is
  * written before a request returns. Power loss must not show a sector that is neither old nor
- * new, so data is synced before the bit or entry that shows it is written at all. Syncs are shared by all requests that wait at
- * the same time (io_sync). A request that only touches sectors that are shown already costs no sync.
+ * new, so data is synced before the bit or entry that shows it is written at all. Syncs are
+ * shared by all requests that wait at the same time (io_sync). A request that only touches
+ * sectors that are shown already costs no sync.
  *
- * A new block: footer at its new end, zeros over what stood there (the old footer), data, sync, bitmap
- * bits and BAT entry. Between the two a block is "pending": it has a place that other
+ * A new block: footer at its new end, zeros over what stood there (the old footer), data, sync,
+ * bitmap bits and BAT entry. Between the two a block is "pending": it has a place that other
  * requests use as well, but nothing on disk leads to it.
  */
 #include "config.h"

@@ -1,12 +1,18 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The sums of a stale copy's chunks, as vhd-sum --blocks prints them, read beside the disk that is sent. */
+/*
+ * The sums of a stale copy's chunks, as vhd-sum --blocks prints them, read beside the disk that
+ * is sent.
+ */
 #ifndef AGAINST_H
 #define AGAINST_H
 
 #include "cli.h"
 
 struct against;
-/* PATH may be "-". Reads the first line; the rest comes as it is asked for, so that it takes no memory. */
+/*
+ * PATH may be "-". Reads the first line; the rest comes as it is asked for, so that it takes no
+ * memory.
+ */
 int against_open(struct against **out, const char *path, struct img_err *err);
 void against_close(struct against *a);
 uint64_t against_size(const struct against *a);

@@ -15,7 +15,10 @@
 /* Long options without a short form start here. */
 enum { CLI_LONG = 256, CLI_PARENT_DIR, CLI_PARENT_ANYWHERE, CLI_JSON, CLI_PROGRESS, CLI_TOOL = 300 };
 
-/* The name, for messages (getopt's too) and --version, and the text of --help. Call first in main. */
+/*
+ * The name, for messages (getopt's too) and --version, and the text of --help. Call first in
+ * main.
+ */
 void cli_init(char **argv, const char *tool, const char *help);
 /* Whether standard input can be read, standard output written. */
 bool cli_usable(int fd);
@@ -71,9 +74,9 @@ bool cli_common(struct cli_common *c, int opt, const char *optarg_);
 void cli_warn_chain(const struct cli_common *c, const struct img_chain *chain);
 
 /*
- * Progress: a bar on stderr when that is a terminal, JSON lines with --progress=json, nothing with --quiet.
- * cli_progress is an img_merge/img_sum callback (ctx: struct cli_progress) and returns
- * non-zero after SIGINT or SIGTERM.
+ * Progress: a bar on stderr when that is a terminal, JSON lines with --progress=json, nothing
+ * with --quiet. cli_progress is an img_merge/img_sum callback (ctx: struct cli_progress) and
+ * returns non-zero after SIGINT or SIGTERM.
  */
 struct cli_progress {
 	const struct cli_common *common;
@@ -85,7 +88,10 @@ void cli_progress_start(struct cli_progress *p, const struct cli_common *c, cons
 int cli_progress(void *ctx, uint64_t done, uint64_t planned);
 void cli_progress_end(struct cli_progress *p, uint64_t done);
 
-/* SIGINT and SIGTERM set a flag that cli_interrupted() shows; SIGPIPE is ignored (EPIPE instead). */
+/*
+ * SIGINT and SIGTERM set a flag that cli_interrupted() shows; SIGPIPE is ignored (EPIPE
+ * instead).
+ */
 void cli_catch_signals(void);
 bool cli_interrupted(void);
 

@@ -16,8 +16,9 @@
 #include "partial.h"
 
 /*
- * Log: MAGIC, then records: u32 type, u32 length, payload, XXH3-64 of all that, seeded by the record's
- * offset. Little-endian. A mark only counts after a whole head, chunks only before a mark.
+ * Log: MAGIC, then records: u32 type, u32 length, payload, XXH3-64 of all that, seeded by the
+ * record's offset. Little-endian. A mark only counts after a whole head, chunks only before a
+ * mark.
  */
 static const uint8_t magic[8] = {'q', 's', 'm', 'p', 'a', 'r', 't', '1'};
 enum { HEAD = 1, CHUNKS = 2, MARK = 3, APPLY = 4, DONE = 5 };
@@ -52,7 +53,10 @@ struct partial {
 	struct img_err err; /* of the thread */
 };
 
-/* Hidden, and found again: FILE's name and, where that is too long for a file name with more behind it, its sum. */
+/*
+ * Hidden, and found again: FILE's name and, where that is too long for a file name with more
+ * behind it, its sum.
+ */
 static char *name_beside(const char *file, const char *what)
 {
 	char *dir = io_dirname(file), *name = NULL, sum[20] = "";

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What a receiver has so far, kept beside FILE until it is whole: the image, and a log that says how far it
- * is durable. The log is only appended to; of one that was cut by a crash the last whole mark counts.
+ * What a receiver has so far, kept beside FILE until it is whole: the image, and a log that
+ * says how far it is durable. The log is only appended to; of one that was cut by a crash the
+ * last whole mark counts.
  */
 #ifndef PARTIAL_H
 #define PARTIAL_H
@@ -29,7 +30,10 @@ enum partial_open {
 	PARTIAL_MAKE, /* or an empty one */
 	PARTIAL_PEEK, /* only to look: also while somebody works on it */
 };
-/* The partial result of FILE, locked: another receiver is waited for up to ten seconds, then IMG_AGAIN. */
+/*
+ * The partial result of FILE, locked: another receiver is waited for up to ten seconds, then
+ * IMG_AGAIN.
+ */
 int partial_open(struct partial **out, const char *file, enum partial_open how, struct img_err *err);
 /* Waits for what is under way, unlocks; leaves the files. */
 void partial_close(struct partial *p);
@@ -59,13 +63,19 @@ void partial_token(const struct partial *p, char out[STREAM_TOKEN_STR]);
 
 /* Forgets what was there and begins. */
 int partial_begin(struct partial *p, const struct partial_head *head, struct img_err *err);
-/* Takes up IMAGE (opened at the last mark) and, for whole disks, tells CONTENT the sums below the mark. */
+/*
+ * Takes up IMAGE (opened at the last mark) and, for whole disks, tells CONTENT the sums below
+ * the mark.
+ */
 int partial_resume(struct partial *p, struct img_sum *content, struct img_err *err);
 /* END of the image at the last mark, for img_create_resume(). */
 uint64_t partial_end(const struct partial *p);
 
 void partial_chunks(struct partial *p, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
-/* Makes NEW durable as it is now, and then MARK, in the background. LAST: waits for it, the stream is complete. */
+/*
+ * Makes NEW durable as it is now, and then MARK, in the background. LAST: waits for it, the
+ * stream is complete.
+ */
 int partial_set_mark(struct partial *p, struct img_new *new, const struct stream_mark *mark,
 		     bool last, struct img_err *err);
 /* Waits for what is under way. */

@@ -44,7 +44,10 @@ static int read_run(struct stream_trail *t, struct img_chain *c, struct img_run 
 	return 0;
 }
 
-/* The prefix sum of all that the file itself holds: in an increment zeros and nothing are not the same. */
+/*
+ * The prefix sum of all that the file itself holds: in an increment zeros and nothing are not
+ * the same.
+ */
 static int read_file(struct stream_trail *t, struct img_chain *c, uint8_t *buf,
 		     struct cli_progress *progress, struct img_err *err)
 {

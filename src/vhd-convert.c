@@ -179,7 +179,10 @@ static int to_device(struct job *j, struct img_err *err)
 
 	if (check_device(j, err) < 0)
 		return -1;
-	/* The kernel gives a device that is mounted, or is a part of another, to nobody else this way. */
+	/*
+	 * The kernel gives a device that is mounted, or is a part of another, to nobody else
+	 * this way.
+	 */
 	claim = open(j->dst, O_RDONLY | O_EXCL | O_CLOEXEC);
 	if (claim < 0)
 		return errno == EBUSY ?

@@ -433,7 +433,10 @@ static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_
 		return -1;
 	h = partial_get(r->partial);
 	if (partial_is_applied(r->partial)) {
-		/* FILE opens below its child only: there is nothing to prepare, the merge looks itself. */
+		/*
+		 * FILE opens below its child only: there is nothing to prepare, the merge looks
+		 * itself.
+		 */
 		r->begin = *begin;
 		r->create.type = h->type;
 		cli_progress_start(&r->progress, &r->common, r->file);

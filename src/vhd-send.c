@@ -439,8 +439,8 @@ static int reread(struct send *s, struct stream_trail *trail, struct img_sum *co
 }
 
 /*
- * Nobody wrote to the files since, or what was sent is read again and compared. The rest of a stored stream
- * needs the content sum of all, so there it is read in any case.
+ * Nobody wrote to the files since, or what was sent is read again and compared. The rest of a
+ * stored stream needs the content sum of all, so there it is read in any case.
  */
 static int prove_same(struct send *s, struct img_sum **content, struct img_err *err)
 {
@@ -508,7 +508,10 @@ static int read_chunk(struct send *s, uint64_t off, uint64_t len, uint8_t *buf, 
 	return 0;
 }
 
-/* All of the disk is read, and summed with the stale copy's seed; what is equal there is not sent. */
+/*
+ * All of the disk is read, and summed with the stale copy's seed; what is equal there is not
+ * sent.
+ */
 static int walk_against(struct send *s, struct img_err *err)
 {
 	const uint64_t seed = against_seed(s->against), size = s->begin.size;

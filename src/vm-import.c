@@ -177,8 +177,8 @@ static void unused_maps(struct import *im)
 }
 
 /*
- * A guest can read what it boots from, and the document is not to be trusted: a file that only it names
- * must be one that anybody here may read.
+ * A guest can read what it boots from, and the document is not to be trusted: a file that only
+ * it names must be one that anybody here may read.
  */
 static int map_boot_file(struct import *im, const char *what, const char *file, struct img_err *err)
 {
@@ -250,7 +250,10 @@ static xmlNode *disk_record(const struct import *im, const char *target)
 	return NULL;
 }
 
-/* One of the UUIDs in the record is one of the chain's: copied whole, as an increment, or merged. */
+/*
+ * One of the UUIDs in the record is one of the chain's: copied whole, as an increment, or
+ * merged.
+ */
 static bool shares_layer(const xmlNode *record, const struct img_chain *c)
 {
 	for (const xmlNode *n = vm_child(record, "layer"); n; n = n->next) {

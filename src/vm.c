@@ -553,7 +553,10 @@ int vm_complete(struct vm_doc *vm, const char *machine, struct img_err *err)
 
 		if (vm->nics[i].mac)
 			continue;
-		/* In QEMU's range; the rest from the UUID, so that a second reading gives the same. */
+		/*
+		 * In QEMU's range; the rest from the UUID, so that a second reading gives the
+		 * same.
+		 */
 		snprintf(s, sizeof s, "52:54:00:%02x:%02x:%02x", u[13], u[14],
 			 (unsigned)(u[15] + i) & 0xff);
 		mac = need_child(vm->nics[i].node, "mac", err);

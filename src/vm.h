@@ -61,7 +61,10 @@ int vm_parse(struct vm_doc *vm, const char *buf, size_t len, const char *what,
 int vm_decode(struct vm_doc *vm, struct img_err *err);
 void vm_free(struct vm_doc *vm);
 
-/* The first child element of that name in the domain's (no) namespace or the wrapper's; NULL is fine. */
+/*
+ * The first child element of that name in the domain's (no) namespace or the wrapper's; NULL is
+ * fine.
+ */
 xmlNode *vm_child(const xmlNode *parent, const char *name);
 /* Text of the element, or attribute; malloc'd, NULL when absent. */
 char *vm_text(const xmlNode *node);
