@@ -90,6 +90,18 @@ static void check_raw_target(struct merge *m)
 	      m->target->file.path, size, above->file.path);
 }
 
+/* A target that ends before its parent does hides the rest of it; grown, it would show that. */
+static void check_hidden(struct merge *m)
+{
+	const struct img *below = m->to + 1 < m->c->n ? m->c->layer[m->to + 1] : NULL;
+	uint64_t size = m->leaf->info.size;
+
+	if (below && m->target->info.size < size && below->info.size > m->target->info.size)
+		block(m, IMG_PREFLIGHT,
+		      "%s: has to grow to %" PRIu64 " bytes, and would show what it hides of its larger parent %s",
+		      m->target->file.path, size, below->file.path);
+}
+
 static void check_sound(struct merge *m)
 {
 	for (unsigned i = 0; i <= m->to; i++) {
@@ -209,6 +221,7 @@ int merge_plan(struct merge *m, struct img_err *err)
 		return -1;
 	check_layers(m);
 	check_raw_target(m);
+	check_hidden(m);
 	/* What is unfinished leaves footers to be mended. */
 	if (!m->begun)
 		check_sound(m);
