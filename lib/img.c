@@ -146,8 +146,11 @@ static int lock_settled(struct img *l, bool writable, struct img_err *err)
 		if (io_lock(&l->file, writable ? IO_LOCK_EXCLUSIVE : IO_LOCK_SHARED, err) < 0 ||
 		    undo_pending(l->file.real, &pending, err) < 0)
 			return -1;
-		if (!pending)
+		if (!pending) {
+			if (writable)
+				undo_tidy(&l->file);
 			return 0;
+		}
 		/* Its own descriptor takes the lock that putting back needs. */
 		if (io_lock(&l->file, IO_UNLOCKED, err) < 0 || settle(l, err) < 0)
 			return -1;

@@ -526,6 +526,16 @@ int undo_apply(struct io_file *f, struct img_err *err)
 	return apply_pending(f, false, err);
 }
 
+void undo_tidy(struct io_file *f)
+{
+	char *path = rollback_name(f->real);
+	struct img_err ignored = { 0 };
+
+	if (path && exists(path))
+		(void)tidy(f->real, path, &ignored);
+	free(path);
+}
+
 int undo_settle(const char *real, bool *done, struct img_err *err)
 {
 	struct io_file f;

@@ -48,6 +48,8 @@ int undo_apply(struct io_file *f, struct img_err *err);
 int undo_revert(struct io_file *f, bool force, struct img_err *err);
 /* The name of the newest FILE.undo, or "". */
 int undo_newest(const char *real, char *name, size_t size, struct img_err *err);
+/* What a change that has ended left lying goes, if it can: nobody would use it. */
+void undo_tidy(struct io_file *f);
 /* Takes a lock of its own on the file REAL and puts back what is unfinished; *DONE: it was. */
 int undo_settle(const char *real, bool *done, struct img_err *err);
 
