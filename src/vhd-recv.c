@@ -663,6 +663,9 @@ static int receive(struct recv *r, struct img_err *err)
 		if (partial_open(&r->partial, r->file, PARTIAL_FIND, err))
 			return -1;
 		r->published = r->partial && partial_is_published(r->partial);
+		/* The sender may be waiting for its token, in this very pipe. */
+		partial_close(r->partial);
+		r->partial = NULL;
 		if (!r->published)
 			return exists(r, err);
 	}
