@@ -23,7 +23,7 @@ static void block(struct merge *m, int code, const char *fmt, ...)
 	if (!m->blocked)
 		m->blocked = code;
 	else if (n + 1 < sizeof(m->blockers))
-		strcpy(m->blockers + n++, "\n");
+		m->blockers[n++] = '\n';
 	va_start(ap, fmt);
 	vsnprintf(m->blockers + n, sizeof(m->blockers) - n, fmt, ap);
 	va_end(ap);

@@ -62,10 +62,8 @@ const char *fuzz_dir(void)
 		return folder;
 	if (!base)
 		base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
-	path = malloc(strlen(base) + sizeof("/qsm-fuzz.XXXXXX"));
-	if (!path)
+	if (asprintf(&path, "%s/qsm-fuzz.XXXXXX", base) < 0)
 		abort();
-	sprintf(path, "%s/qsm-fuzz.XXXXXX", base);
 	made = mkdtemp(path);
 	folder = made ? realpath(made, NULL) : NULL;
 	if (!folder)
