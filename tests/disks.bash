@@ -131,3 +131,17 @@ limited() {
 		exec timeout "${SECONDS_MAX:-10}" "$@"
 	)
 }
+
+# faults PROGRAM ARGUMENT…: a tool is interrupted in every way, by tests/model/PROGRAM.py, where
+# syncs cost nothing if there is such a place: thousands are done.
+faults() {
+	need strace
+	local program=$1
+	shift
+	fast=$(mktemp -d -p /dev/shm qsm-faults.XXXXXX 2>/dev/null || mktemp -d)
+	cd "$fast" || return
+	run env PYTHONDONTWRITEBYTECODE=1 "$python" "$top/tests/model/$program.py" "$@"
+	cd /
+	rm -rf "$fast"
+	assert_status 0
+}

@@ -116,6 +116,16 @@ bytes_arrived() {
 	nothing_is_lost
 }
 
+# To who opens them on either host, none of which runs it.
+disks_are_equal() {
+	local t a b
+	for t in vda vdb; do
+		a=$(vhd-sum "$(scene_leaf a $t)" | cut -d' ' -f1)
+		b=$(vhd-sum "$(scene_leaf b $t)" | cut -d' ' -f1)
+		[ -n "$a" ] && [ "$a" = "$b" ] || fail "$t: $a on host a, $b on host b" || return
+	done
+}
+
 @test "a guest that is off arrives off, and its disks are equal on both sides" {
 	scene_up --local
 	scene_guest
@@ -124,11 +134,7 @@ bytes_arrived() {
 	assert_status 0
 	[ "$(scene_state b)" = off ]
 	source_cannot_start_it
-	for t in vda vdb; do
-		a=$(vhd-sum "$(scene_leaf a $t)" | cut -d' ' -f1)
-		b=$(vhd-sum "$(scene_leaf b $t)" | cut -d' ' -f1)
-		[ -n "$a" ] && [ "$a" = "$b" ] || fail "$t: $a on host a, $b on host b"
-	done
+	disks_are_equal
 	scene_hosts exec b hv-qemu --quiet start guest
 	nothing_is_lost
 }
@@ -145,11 +151,7 @@ bytes_arrived() {
 	[ "$(scene_state a)" = off ]
 	[ "$(scene_state b)" = saved ]
 	source_cannot_start_it
-	for t in vda vdb; do
-		a=$(vhd-sum "$(scene_leaf a $t)" | cut -d' ' -f1)
-		b=$(vhd-sum "$(scene_leaf b $t)" | cut -d' ' -f1)
-		[ -n "$a" ] && [ "$a" = "$b" ] || fail "$t: $a on host a, $b on host b"
-	done
+	disks_are_equal
 	scene_hosts exec b hv-qemu --quiet resume guest
 	nothing_is_lost
 }

@@ -18,28 +18,33 @@ move_on() { # FROM TO N [OPTIONS]
 		--network=$([ "$from" = a ] && echo blue=green || echo green=blue) "$@" guest "host$to:$scene/$to/srv/$n"
 }
 
+# The same, killed after record N of its journal, if it has so many, and finished by the same command.
+killed_move() { # FROM TO N
+	local status=0
+	at "$3" 'kill -9 $pipeline'
+	move_on "$@" >/dev/null 2>"$scene/err" || status=$?
+	PATH=${PATH#"$scene/bin":}
+	[ "$(owners | wc -w)" -le 1 ] || fail "record $3: owners: $(owners)" || return
+	[ "$(running)" -le 1 ] || fail "record $3: it runs twice" || return
+	if happened; then
+		[ "$status" -eq 137 ] || fail "record $3: status $status" "$(cat "$scene/err")" || return
+		rm -f "$scene/bin/done"
+		run move_on "$@"
+		[ "$status" -eq 0 ] || fail "record $3: the second run does not finish" || return
+	else
+		[ "$status" -eq 0 ] || fail "the last run failed with status $status" "$(cat "$scene/err")" || return
+	fi
+	[ "$(owners)" = "$2 " ] || fail "record $3: owners: $(owners)"
+}
+
 @test "killed after any record of the journal, a move is finished by the same command, with one owner all the time" {
-	local n=0 from=a to=b next status
+	local n=0 from=a to=b next
 	small_guest
 	while :; do
 		n=$((n + 1))
 		[ "$n" -lt 40 ] || fail "there is no end to the records"
-		at "$n" 'kill -9 $pipeline'
-		status=0
-		move_on $from $to "$n" >/dev/null 2>"$scene/err" || status=$?
-		PATH=${PATH#"$scene/bin":}
-		[ "$(owners | wc -w)" -le 1 ] || fail "record $n: owners: $(owners)"
-		[ "$(running)" -le 1 ] || fail "record $n: it runs twice"
-		if happened; then
-			[ "$status" -eq 137 ] || fail "record $n: status $status" "$(cat "$scene/err")"
-			rm -f "$scene/bin/done"
-			run move_on $from $to "$n"
-			[ "$status" -eq 0 ] || fail "record $n: the second run does not finish"
-		else
-			[ "$status" -eq 0 ] || fail "the last run failed with status $status" "$(cat "$scene/err")"
-		fi
+		killed_move $from $to "$n"
 		[ "$(scene_state $to)" = running ] || fail "record $n: the guest is $(scene_state $to)"
-		[ "$(owners)" = "$to " ] || fail "record $n: owners: $(owners)"
 		[ "$(find "$scene/$to/srv/$n/guest" | wc -l)" -eq 3 ] ||
 			fail "record $n: left: $(find "$scene/$to/srv/$n/guest")"
 		keep_console $from
@@ -79,27 +84,14 @@ move_on() { # FROM TO N [OPTIONS]
 }
 
 @test "killed after any record, the move of a saved guest is finished by the same command, and it is saved all the time" {
-	local n=0 from=a to=b next status
+	local n=0 from=a to=b next
 	small_guest
 	scene_hosts exec a hv-qemu --quiet save guest >/dev/null
 	while :; do
 		n=$((n + 1))
 		[ "$n" -lt 40 ] || fail "there is no end to the records"
-		at "$n" 'kill -9 $pipeline'
-		status=0
-		move_on $from $to "$n" >/dev/null 2>"$scene/err" || status=$?
-		PATH=${PATH#"$scene/bin":}
-		[ "$(owners | wc -w)" -le 1 ] || fail "record $n: owners: $(owners)"
-		if happened; then
-			[ "$status" -eq 137 ] || fail "record $n: status $status" "$(cat "$scene/err")"
-			rm -f "$scene/bin/done"
-			run move_on $from $to "$n"
-			[ "$status" -eq 0 ] || fail "record $n: the second run does not finish"
-		else
-			[ "$status" -eq 0 ] || fail "the last run failed with status $status" "$(cat "$scene/err")"
-		fi
+		killed_move $from $to "$n"
 		[ "$(scene_state $to)" = saved ] || fail "record $n: the guest is $(scene_state $to)"
-		[ "$(owners)" = "$to " ] || fail "record $n: owners: $(owners)"
 		[ ! -e "$scene/$from/var/vms/guest/saved" ] || fail "record $n: its state is still on host $from"
 		next=$from from=$to to=$next
 		[ -e "$scene/bin/do" ] && break

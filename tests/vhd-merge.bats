@@ -40,17 +40,6 @@ refuses() {
 	[ -n "$stderr" ] || fail "no message"
 }
 
-# Where syncs cost nothing, if there is such a place: thousands are done.
-faults() {
-	need strace
-	fast=$(mktemp -d -p /dev/shm qsm-faults.XXXXXX 2>/dev/null || mktemp -d)
-	cd "$fast"
-	run env PYTHONDONTWRITEBYTECODE=1 "$python" "$top/tests/model/mergefaults.py" "$@"
-	cd /
-	rm -rf "$fast"
-	assert_status 0
-}
-
 teardown() {
 	[ -z "${fast-}" ] || rm -rf "$fast"
 }
@@ -451,43 +440,43 @@ teardown() {
 }
 
 @test "killed before every write: same block sizes" {
-	faults kill same
+	faults mergefaults kill same
 }
 
 @test "killed before every write, with --delete" {
-	faults kill same --delete
+	faults mergefaults kill same --delete
 }
 
 @test "killed before writes: other parents" {
 	for k in blocks large tap old foot511 fixed raw middle deep grown grownfixed; do
-		faults kill $k --most=14
+		faults mergefaults kill $k --most=14
 	done
 }
 
 @test "killed before every write: several layers at once, with --delete" {
-	faults kill deep --delete
+	faults mergefaults kill deep --delete
 }
 
 @test "no space or a bad disk at any write" {
 	for k in same fixed tap deep grown; do
-		faults error $k --most=16
+		faults mergefaults error $k --most=16
 	done
 }
 
 @test "the power goes at any moment" {
 	for k in same blocks tap old fixed raw middle deep; do
-		faults power $k --most=40 --seed=$RANDOM
+		faults mergefaults power $k --most=40 --seed=$RANDOM
 	done
 }
 
 @test "the power goes at any moment, with --delete" {
-	faults power same --most=60 --delete --seed=$RANDOM
-	faults power deep --most=60 --delete --seed=$RANDOM
+	faults mergefaults power same --most=60 --delete --seed=$RANDOM
+	faults mergefaults power deep --most=60 --delete --seed=$RANDOM
 }
 
 @test "killed, started again, and then the power goes" {
 	for k in same tap middle; do
-		faults twice $k --most=30 --seed=$RANDOM
+		faults mergefaults twice $k --most=30 --seed=$RANDOM
 	done
 }
 

@@ -316,31 +316,20 @@ text_of() {
 	assert_status 73
 }
 
-# faults HOW KIND COUNT, where syncs cost nothing if there is such a place
-faults() {
-	need strace
-	fast=$(mktemp -d -p /dev/shm qsm-faults.XXXXXX 2>/dev/null || mktemp -d)
-	cd "$fast"
-	run env PYTHONDONTWRITEBYTECODE=1 "$python" "$top/tests/model/changefaults.py" "$1" "$2" --most="$3"
-	cd /
-	rm -rf "$fast"
-	assert_status 0
-}
-
 @test "killed at any write: old or new" {
 	for k in link space macx; do
-		faults kill $k 30
+		faults changefaults kill $k --most=30
 	done
 }
 
 @test "an error at any write: as it was" {
 	for k in link space; do
-		faults error $k 30
+		faults changefaults error $k --most=30
 	done
 }
 
 @test "power lost at any moment: old or new" {
 	for k in link space macx; do
-		faults power $k 30
+		faults changefaults power $k --most=30
 	done
 }

@@ -434,31 +434,20 @@ refuses() {
 	done
 }
 
-# faults HOW KIND COUNT, where syncs cost nothing if there is such a place
-faults() {
-	need strace
-	fast=$(mktemp -d -p /dev/shm qsm-faults.XXXXXX 2>/dev/null || mktemp -d)
-	cd "$fast"
-	run env PYTHONDONTWRITEBYTECODE=1 "$python" "$top/tests/model/changefaults.py" "$1" "$2" --most="$3"
-	cd /
-	rm -rf "$fast"
-	assert_status 0
-}
-
 @test "killed at any write: old or new" {
 	for k in grow table table-last table-child table-tap map-tap child-tap grow-fixed fixed511 shrink shrink-fixed shrink-tap; do
-		faults kill $k 12
+		faults changefaults kill $k --most=12
 	done
 }
 
 @test "an error at any write: old or new, and the same command finishes" {
 	for k in table grow-fixed shrink; do
-		faults error $k 20
+		faults changefaults error $k --most=20
 	done
 }
 
 @test "power lost at any moment: old or new" {
 	for k in grow table table-last table-child table-tap map-tap child-tap grow-fixed shrink shrink-fixed; do
-		faults power $k 12
+		faults changefaults power $k --most=12
 	done
 }

@@ -12,7 +12,6 @@ the same command finishes; nothing is left behind. After an error, the content i
 import argparse
 import os
 import random
-import re
 import shutil
 
 import mergefaults as mf
@@ -152,17 +151,7 @@ class Scene:
 
 def calls(scene):
     scene.fresh()
-    p = mf.strace(['-e', 'trace=' + ','.join(mf.CALLS)], scene.cmd)
-    if p.returncode:
-        raise SystemExit('%s fails: %s' % (' '.join(scene.cmd), p.stderr))
-    count, out = {}, []
-    for line in open('trace'):
-        m = re.match(r'\d+ +(\w+)\(', line)
-        if m:
-            count[m[1]] = count.get(m[1], 0) + 1
-            out.append((m[1], count[m[1]]))
-    if len(out) < 8:
-        raise SystemExit('only %d calls that write' % len(out))
+    out = mf.traced(scene.cmd)
     scene.finished(lambda t: (_ for _ in ()).throw(SystemExit('not interrupted at all: %s' % t)))
     return out
 

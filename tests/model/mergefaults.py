@@ -171,12 +171,11 @@ def strace(args, cmd, out='trace'):
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def calls(scene):
-    """[(call, n-th of its name)] of an uninterrupted merge."""
-    scene.fresh()
-    p = strace(['-e', 'trace=' + ','.join(CALLS)], ['vhd-merge'] + scene.options() + ['work/leaf.avhd'])
+def traced(cmd):
+    """[(call, n-th of its name)] of what the command does to files when nothing interrupts it."""
+    p = strace(['-e', 'trace=' + ','.join(CALLS)], cmd)
     if p.returncode:
-        raise SystemExit('the merge fails: %s' % p.stderr)
+        raise SystemExit('%s fails: %s' % (' '.join(cmd), p.stderr))
     count, out = {}, []
     for line in open('trace'):
         m = re.match(r'\d+ +(\w+)\(', line)
@@ -186,6 +185,11 @@ def calls(scene):
     if len(out) < 8:
         raise SystemExit('only %d calls that write' % len(out))
     return out
+
+
+def calls(scene):
+    scene.fresh()
+    return traced(['vhd-merge'] + scene.options() + ['work/leaf.avhd'])
 
 
 def sample(items, most):
