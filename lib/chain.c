@@ -65,15 +65,14 @@ static bool allowed(const struct search *s, const char *real)
 
 /*
  * Between the look at a name and the open, somebody may have put a link in its place or in that
- * of a folder on the way. So what counts is the file that was opened: it must be the one that
- * stood under the resolved and allowed name, and stand there still.
+ * of a folder on the way. io_open() follows no link in the name that it reports, so that name must
+ * be the allowed one, and the file the one that was looked at.
  */
 static int check_opened(const struct img *p, const char *real, const struct stat *want, struct img_err *err)
 {
-	struct stat st, now;
+	struct stat st;
 
-	if (fstat(p->file.fd, &st) == 0 && lstat(real, &now) == 0 && S_ISREG(st.st_mode) &&
-	    strcmp(p->file.real, real) == 0 && st.st_dev == now.st_dev && st.st_ino == now.st_ino &&
+	if (fstat(p->file.fd, &st) == 0 && S_ISREG(st.st_mode) && strcmp(p->file.real, real) == 0 &&
 	    st.st_dev == want->st_dev && st.st_ino == want->st_ino)
 		return 0;
 	return img_err_set(err, IMG_DATA, "%s: replaced while it was opened", real);

@@ -20,6 +20,9 @@
 
 #include "bytes.h"
 
+#ifndef O_PATH
+#define O_PATH O_RDONLY
+#endif
 #define COPY_BUF (1u << 20)
 
 void io_init(struct io_file *f)
@@ -48,6 +51,26 @@ static int check_kind(struct io_file *f, struct img_err *err)
 			   (unsigned)st.st_mode);
 }
 
+/*
+ * Opens the file that has the resolved name REAL now. A folder on the way that has become a link
+ * since the name was resolved (ELOOP, ENOTDIR) leads nowhere.
+ */
+static int open_resolved(const char *real, int flags)
+{
+	char *names = strdup(real), *rest = names, *name = names ? strsep(&rest, "/") : NULL;
+	int dir = names ? open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1, fd = -1, saved;
+
+	while (dir >= 0 && (name = strsep(&rest, "/"))) {
+		fd = openat(dir, name, O_NOFOLLOW | O_CLOEXEC | (rest ? O_PATH | O_DIRECTORY : flags));
+		saved = errno;
+		close(dir);
+		errno = saved;
+		dir = rest ? fd : -1;
+	}
+	free(names);
+	return fd;
+}
+
 int io_open(struct io_file *f, const char *path, bool writable, struct img_err *err)
 {
 	io_init(f);
@@ -55,19 +78,20 @@ int io_open(struct io_file *f, const char *path, bool writable, struct img_err *
 	if (!f->path)
 		return img_err_errno(err, ENOMEM, "%s", path);
 	f->writable = writable;
+	f->real = realpath(path, NULL);
 	/* O_NONBLOCK: opening a FIFO must not wait for its other end. */
-	f->fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+	if (f->real)
+		f->fd = open_resolved(f->real, (writable ? O_RDWR : O_RDONLY) | O_NOCTTY | O_NONBLOCK);
+	if (f->real && f->fd < 0 && (errno == ELOOP || errno == ENOTDIR)) {
+		img_err_set(err, IMG_DATA, "%s: replaced by a link while it was opened", path);
+		goto fail;
+	}
 	if (f->fd < 0) {
 		img_err_errno(err, errno, "%s: cannot open", path);
 		goto fail;
 	}
 	if (check_kind(f, err) < 0)
 		goto fail;
-	f->real = realpath(path, NULL);
-	if (!f->real) {
-		img_err_errno(err, errno, "%s: cannot resolve the name", path);
-		goto fail;
-	}
 	return 0;
 fail:
 	io_close(f);

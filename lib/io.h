@@ -38,7 +38,8 @@ enum io_lock {
 
 /*
  * Opens a regular file or block device (nothing else: a FIFO or a terminal would block or
- * leak). Locks are taken by io_lock(). On error F is closed and safe for io_close().
+ * leak). Links in PATH are followed before: the file is opened under F->real, which has none.
+ * Locks are taken by io_lock(). On error F is closed and safe for io_close().
  */
 int io_open(struct io_file *f, const char *path, bool writable, struct img_err *err);
 
