@@ -387,6 +387,9 @@ static int begin_check(const struct stream_begin *b, uint32_t kind, uint32_t typ
 	if (b->size > STREAM_MAX_SIZE || b->base_size > STREAM_MAX_SIZE)
 		return stream_bad(at, err, "a disk of %llu bytes is beyond all limits",
 				  (unsigned long long)u64_max(b->size, b->base_size));
+	if (type != IMG_RAW && b->size % SECTOR)
+		return stream_bad(at, err, "a disk of %llu bytes, which are no whole sectors",
+				  (unsigned long long)b->size);
 	if (b->block_size &&
 	    (!u64_is_pow2(b->block_size) || b->block_size < 4096 || b->block_size > 256u << 20))
 		return stream_bad(at, err, "a block size of %u bytes", b->block_size);

@@ -191,6 +191,9 @@ static int take_range(struct reader *r, const struct stream_head *h, struct img_
 	if (h->off < r->pos || (r->begin.kind == STREAM_WHOLE && h->off != r->pos))
 		return stream_bad(&r->at, err, "offset %llu after %llu", (unsigned long long)h->off,
 				  (unsigned long long)r->pos);
+	if (h->off % SECTOR || ((h->off + h->len) % SECTOR && h->off + h->len != size))
+		return stream_bad(&r->at, err, "%llu bytes at %llu are no whole sectors",
+				  (unsigned long long)h->len, (unsigned long long)h->off);
 	r->pos = h->off + h->len;
 	return 0;
 }
@@ -391,6 +394,8 @@ static int take_end(struct reader *r, const struct stream_head *h, const uint8_t
 	    t->zero_records != r->totals.zero_records || t->data_bytes != r->totals.data_bytes ||
 	    t->zero_bytes != r->totals.zero_bytes || t->checkpoints != r->totals.checkpoints)
 		return stream_bad(&r->at, err, "the sender counted otherwise");
+	if (r->begin.kind == STREAM_DIFFERENCE && !*t->content_sum && !r->continued)
+		return stream_bad(&r->at, err, "the content sum is missing");
 	if (r->content) {
 		img_sum_final(r->content, r->totals.content_sum);
 		if (strcmp(t->content_sum, r->totals.content_sum) &&

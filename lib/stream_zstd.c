@@ -56,7 +56,9 @@ size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *ds
 
 bool stream_unpack(struct stream_codec *c, const void *src, size_t stored, void *dst, size_t len)
 {
-	return ZSTD_decompressDCtx(c->unpack, dst, len, src, stored) == len;
+	/* One frame: zstd itself would take several, and skip what it does not know. */
+	return ZSTD_findFrameCompressedSize(src, stored) == stored &&
+	       ZSTD_decompressDCtx(c->unpack, dst, len, src, stored) == len;
 }
 
 #else

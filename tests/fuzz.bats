@@ -35,12 +35,16 @@ kept() {
 	kept locator
 }
 
+@test "kept inputs: streams" {
+	kept recv
+}
+
 @test "new inputs pass, FUZZ_SECONDS (60) of each fuzzer" {
 	[ ! -e "$BATS_FILE_TMPDIR/no-clang" ] || skip "needs clang with libFuzzer (libclang-rt-14-dev)"
 	run "$top/tests/fuzz/run" --seconds="${FUZZ_SECONDS:-60}" --corpus="$BATS_TEST_TMPDIR" \
 		"$QSM_BUILD/fuzz"
 	assert_status 0
-	for name in image chain locator; do
+	for name in image chain locator recv; do
 		grep -q "^$name: .*inputs tried: [1-9]" <<<"$output" || fail "nothing was tried: $name"
 	done
 }

@@ -355,7 +355,7 @@ while True:
 	vhd-send --from=src/base.vhd src/child.avhd >good
 	local last e
 	last=$(($(dump --records good | wc -l) - 1))
-	for e in drop:0 drop:1 drop:$last swap:2 repeat:2 type:2:3:1 off:3:512 off:3:99999999999999 \
+	for e in drop:0 drop:1 drop:$last swap:2 repeat:2 type:2:3:1 off:3:512 off:1:1 off:3:99999999999999 \
 		field:0:1:05000000 field:$last:36:ff00000000000000 field:0:2:0002000000000000; do
 		dump --remake s "$e" good
 		echo "$e"

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A stream from somebody who wishes us ill, with right checksums: what the receiver takes of it stays inside the
- * disk and ascends, and what it accepts as whole has the content that it was told.
+ * A stream from somebody who wishes us ill, and seals it well: it is received into an image, as
+ * vhd-recv does it, and the model (stream-model.c) says whether it may be and what the disk then
+ * shows. Cut somewhere and gone on with from a checkpoint, the answer must be the same.
  *
- * Input: one byte of mode. Mode 0: the rest is a token. Mode 1: the rest is the stream, as it is. Else records: a byte
- * for the type, one for the flags, two for the offset, two for the length (in units of 64 bytes),
- * one for the payload's; each is sealed as a sender would, END and CHECKPOINT get their right marks.
+ * Input: a byte of mode. 0: the rest is a token. Else a byte for what becomes of it, one for the
+ * checkpoint where it is cut (0: it is not), one for the place of the cut, two for a place in the
+ * rest, one for what is changed there, one for how that is sealed; then the stream. The mutator
+ * knows what a stream is made of.
  */
 #include "config.h"
 
@@ -17,166 +19,302 @@
 
 #include "bytes.h"
 #include "fuzz.h"
+#include "stream-model.h"
+#include "stream-mutate.h"
 #include "stream_impl.h"
 
-enum { MAX_STREAM = 1 << 20, MAX_DISK = 4 << 20, MAX_RECORDS = 60 };
+enum { HEAD = 8, MAX_STREAM = 1 << 16, MAX_CHUNKS = 64 };
 
-static uint8_t stream[MAX_STREAM], control[STREAM_MAX_CONTROL], disk[MAX_DISK];
+static struct model model, whole;
 
-struct made {
-	size_t len;
-	uint64_t seq, seed;
-	uint8_t sum[STREAM_SUM];
+struct chunks {
+	uint64_t first, n;
+	uint8_t sum[IMG_SUM_BYTES];
 };
 
-struct seen {
+struct recv {
+	enum img_type type; /* wished, of whole disks */
+	struct img_create create;
 	struct stream_begin begin;
-	bool begun;
-	uint64_t pos, marks;
+	bool begun, resumed, too_large;
+	struct img_new *new;
+	uint8_t uuid[16];
+	uint64_t pos;
+	char path[4096], partial[4096], base[4096];
+	struct chunks chunk[MAX_CHUNKS];
+	unsigned chunks, marks;
+	/* the mark to go on from, counted from 1 */
+	unsigned keep;
+	struct stream_mark mark;
+	uint64_t end;
+	unsigned mark_chunks;
 };
 
-static void add(struct made *m, struct stream_head *h, const uint8_t *payload)
+static void make_base(struct recv *r)
 {
-	uint8_t *p = stream + m->len;
+	static const uint8_t raw[16];
+	static uint8_t disk[MODEL_DISK];
+	struct img_err err = {0};
+	struct img_create o = {
+		.size = r->begin.base_size, .force = true, .uuid = r->begin.base_uuid};
+	struct img_new *n;
 
-	h->seq = m->seq++;
-	if (m->len + STREAM_HEADER + h->stored > MAX_STREAM)
-		return;
-	memcpy(p + STREAM_HEADER, payload, h->stored);
-	stream_head_put(p, h, p + STREAM_HEADER, m->seed);
-	stream_sum_link(m->sum, p);
-	m->len += STREAM_HEADER + h->stored;
-}
-
-static size_t marks(const struct made *m, struct fuzz_in *in, bool end)
-{
-	struct stream_marks marks = {.wire_bytes = m->len};
-	struct stream_totals *t = &marks.totals;
-
-	memcpy(marks.sum, m->sum, STREAM_SUM);
-	if (!end)
-		return stream_checkpoint_put(control, &marks);
-	t->data_records = fuzz_u8(in);
-	t->zero_records = fuzz_u8(in);
-	t->data_bytes = (uint64_t)fuzz_u16(in) * 64;
-	t->zero_bytes = (uint64_t)fuzz_u16(in) * 64;
-	return stream_end_put(control, &marks);
-}
-
-static void add_record(struct made *m, struct fuzz_in *in)
-{
-	struct stream_head h = {.type = fuzz_u8(in) % 9, .flags = fuzz_u8(in) % 4};
-
-	h.off = (uint64_t)fuzz_u16(in) * 64;
-	h.len = (uint64_t)fuzz_u16(in) * 64;
-	if (h.type == STREAM_CHECKPOINT || h.type == STREAM_END)
-		h.stored = (uint32_t)marks(m, in, h.type == STREAM_END);
-	else if (h.type != STREAM_ZERO)
-		h.stored = (uint32_t)(h.type == STREAM_DATA && !(h.flags & STREAM_ZSTD) && h.len < 4096
-					      ? h.len
-					      : fuzz_u8(in));
-	if (h.type != STREAM_CHECKPOINT && h.type != STREAM_END) {
-		memset(control, 0, h.stored);
-		memcpy(control, in->p, in->n < h.stored ? in->n : h.stored);
-	}
-	if (h.type != STREAM_DATA && h.type != STREAM_ZERO)
-		h.len = h.stored;
-	add(m, &h, control);
-}
-
-static void make(struct made *m, struct fuzz_in *in)
-{
-	struct stream_begin b = {.compressed = fuzz_u8(in) & 1, .kind = fuzz_u8(in) % 3};
-	struct stream_head h = {.type = STREAM_BEGIN, .flags = STREAM_CRITICAL};
-
-	b.size = (uint64_t)fuzz_u16(in) * 64;
-	b.base_size = b.size;
-	b.has_uuid = true;
-	stream_preamble_put(stream, &b, fuzz_u8(in) % 16 == 0);
-	m->len = STREAM_PREAMBLE;
-	m->seed = stream_seed(b.stream_id);
-	stream_sum_begin(m->sum, stream);
-	h.len = h.stored = (uint32_t)stream_begin_put(control, &b);
-	add(m, &h, control);
-	for (int i = 0; i < MAX_RECORDS && in->n; i++)
-		add_record(m, in);
+	o.type = memcmp(r->begin.base_uuid, raw, 16) ? IMG_DYNAMIC : IMG_RAW;
+	model_base(disk, o.size);
+	if (img_create_begin(&n, r->base, &o, &err) ||
+	    img_write(img_new_chain(n), disk, 0, o.size, false, &err) || img_create_finish(n, &err))
+		fuzz_die(&err, "no base");
 }
 
 static int on_begin(void *ctx, const struct stream_begin *b, struct img_err *err)
 {
-	struct seen *s = ctx;
+	struct recv *r = ctx;
 
-	if (s->begun || b->size > STREAM_MAX_SIZE)
-		fuzz_die(NULL, "a second BEGIN, or a size beyond the limit");
-	s->begun = true;
-	s->begin = *b;
-	if (b->size > MAX_DISK)
+	if (r->begun)
+		fuzz_die(NULL, "begun twice");
+	r->begun = true;
+	r->begin = *b;
+	r->too_large = b->size > MODEL_DISK || b->base_size > MODEL_DISK;
+	if (r->too_large)
 		return img_err_set(err, IMG_DATA, "too large for this test");
-	memset(disk, 0, (size_t)b->size);
-	return 0;
+	r->create = (struct img_create){.type = r->type, .size = b->size, .uuid = r->uuid};
+	r->create.partial = r->partial;
+	if (b->kind != STREAM_WHOLE) {
+		r->create.type = IMG_DIFFERENCING;
+		r->create.parent_path = r->base;
+		r->create.parent_uuid = r->begin.base_uuid;
+		r->create.parent_size = b->base_size;
+	} else if (!b->size || b->size % SECTOR) {
+		r->create.type = IMG_RAW;
+	}
+	if (r->create.type == IMG_DYNAMIC || r->create.type == IMG_DIFFERENCING)
+		r->create.block_size = b->block_size;
+	/* What no VHD can be, vhd-recv refuses here. */
+	if (b->kind != STREAM_WHOLE &&
+	    (!b->size || b->size % SECTOR || !b->base_size || b->base_size % SECTOR)) {
+		r->too_large = true;
+		return img_err_set(err, IMG_DATA, "no differencing disk can be that");
+	}
+	if (b->kind != STREAM_WHOLE)
+		make_base(r);
+	return img_create_begin(&r->new, r->path, &r->create, err);
 }
 
-static void range(struct seen *s, uint64_t off, uint64_t len)
+static int on_resume(void *ctx, const struct stream_begin *b, struct stream_mark *mark,
+		     struct img_sum *content, struct img_err *err)
 {
-	if (!s->begun || !len || off < s->pos || off + len < off || off + len > s->begin.size)
-		fuzz_die(NULL, "%llu bytes at %llu", (unsigned long long)len, (unsigned long long)off);
-	s->pos = off + len;
+	struct recv *r = ctx;
+
+	if (!r->keep || r->resumed)
+		fuzz_die(NULL, "gone on with, but nothing was cut");
+	r->resumed = true;
+	if (b->size != r->begin.size || b->kind != r->begin.kind ||
+	    memcmp(b->stream_id, r->begin.stream_id, 16) != 0)
+		return img_err_set(err, IMG_PROTO, "another disk");
+	*mark = r->mark;
+	r->pos = mark->off;
+	r->chunks = r->mark_chunks;
+	for (unsigned i = 0; content && i < r->chunks; i++)
+		img_sum_known(content, r->chunk[i].sum, r->chunk[i].n);
+	return img_create_resume(&r->new, r->path, &r->create, mark->off, r->end, err);
+}
+
+static void range(struct recv *r, uint64_t off, uint64_t len)
+{
+	if (!r->new || !len || off < r->pos || off + len < off || off + len > r->begin.size)
+		fuzz_die(NULL, "%llu bytes at %llu", (unsigned long long)len,
+			 (unsigned long long)off);
+	r->pos = off + len;
 }
 
 static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct img_err *err)
 {
-	(void)err;
-	range(ctx, off, len);
-	memcpy(disk + off, buf, len);
+	struct recv *r = ctx;
+
+	range(r, off, len);
+	if (img_write(img_new_chain(r->new), buf, off, len, false, err))
+		fuzz_die(err, "the image does not take what the stream may hold");
 	return 0;
 }
 
 static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 {
-	(void)err;
-	range(ctx, off, len);
+	struct recv *r = ctx;
+
+	range(r, off, len);
+	if (r->create.type == IMG_DIFFERENCING &&
+	    img_zero(img_new_chain(r->new), off, len, false, err))
+		fuzz_die(err, "the image does not take zeros");
 	return 0;
+}
+
+static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES])
+{
+	struct recv *r = ctx;
+
+	if (r->chunks == MAX_CHUNKS)
+		fuzz_die(NULL, "more chunks than the disk has");
+	r->chunk[r->chunks] = (struct chunks){.first = first, .n = n};
+	memcpy(r->chunk[r->chunks++].sum, sum, IMG_SUM_BYTES);
 }
 
 static int on_mark(void *ctx, const struct stream_mark *m, struct img_err *err)
 {
-	struct seen *s = ctx;
+	struct recv *r = ctx;
 
-	(void)err;
-	if (m->off < s->pos || m->off > s->begin.size ||
-	    (m->off % STREAM_PIECE && m->off != s->begin.size))
+	if (m->off < r->pos || m->off > r->begin.size ||
+	    (m->off % STREAM_PIECE && m->off != r->begin.size))
 		fuzz_die(NULL, "a mark at %llu", (unsigned long long)m->off);
-	s->marks++;
-	return 0;
+	if (++r->marks != r->keep || r->resumed)
+		return 0;
+	r->mark = *m;
+	r->mark_chunks = r->chunks;
+	return img_create_settle(r->new, &r->end, err);
 }
 
-static void receive(size_t len)
+/* The answer of the receiver; the image is whole then. */
+static int receive(struct recv *r, const uint8_t *p, size_t n, bool keep)
 {
-	struct seen s = {.begun = false};
-	const struct stream_visitor v = {
-		.ctx = &s, .begin = on_begin, .data = on_data, .zero = on_zero, .mark = on_mark};
+	const struct stream_visitor v = {.ctx = r,
+					 .begin = on_begin,
+					 .data = on_data,
+					 .zero = on_zero,
+					 .mark = on_mark,
+					 .chunks = on_chunks,
+					 .resume = on_resume};
+	struct stream_pipe from = {.name = "s"};
 	struct stream_totals totals;
 	struct img_err err = {0};
-	char sum[IMG_SUM_STR];
+	int rc;
 
-	fuzz_file("stream", stream, len);
-	struct stream_pipe from = {.fd = open(fuzz_path("stream"), O_RDONLY | O_CLOEXEC), .name = "s"};
-	int rc = stream_read(&from, &v, &totals, &err);
-
+	fuzz_file("stream", p, n);
+	from.fd = open(fuzz_path("stream"), O_RDONLY | O_CLOEXEC);
+	rc = stream_read(&from, &v, &totals, &err);
 	close(from.fd);
-	if (rc == 0 && (!s.begun || !s.marks))
-		fuzz_die(NULL, "accepted without a beginning or an end");
-	if (rc == 0 && s.begin.kind == STREAM_WHOLE) {
-		struct img_sum *again = img_sum_new(s.begin.size);
-
-		img_sum_data(again, disk, (size_t)s.begin.size);
-		img_sum_final(again, sum);
-		img_sum_free(again);
-		if (strcmp(sum, totals.content_sum))
-			fuzz_die(NULL, "content sum %s, told %s", sum, totals.content_sum);
-	}
 	if (rc && (!err.code || !err.msg[0]))
 		fuzz_die(NULL, "refused without a word");
+	if (getenv("FUZZ_VERBOSE"))
+		fprintf(stderr, "  %d %s\n", rc, rc ? err.msg : "accepted");
+	if (rc == 0 && totals.wire_bytes > n && !r->resumed)
+		fuzz_die(NULL, "more bytes than there were");
+	if (rc == 0 && img_create_finish(r->new, &err))
+		fuzz_die(&err, "no image of what was accepted");
+	if (rc && keep)
+		img_create_keep(r->new);
+	else if (rc && r->new)
+		img_create_abort(r->new);
+	r->new = NULL;
+	if (rc && access(r->path, F_OK) == 0)
+		fuzz_die(NULL, "refused, and there is a disk");
+	return rc;
+}
+
+static void check_disk(struct recv *r, const struct model *m)
+{
+	static uint8_t disk[MODEL_DISK];
+	struct img_open o = {.raw = r->create.type == IMG_RAW};
+	struct img_err err = {0};
+	struct img_chain *c;
+
+	if (img_open(&c, r->path, &o, &err))
+		fuzz_die(&err, "what was received does not open");
+	if (img_size(c) != m->size)
+		fuzz_die(NULL, "another size");
+	if (m->size && img_read(c, disk, 0, m->size, &err))
+		fuzz_die(&err, "what was received cannot be read");
+	if (memcmp(disk, m->disk, (size_t)m->size) != 0)
+		fuzz_die(NULL, "another disk than the stream's");
+	img_close(c);
+}
+
+static void start(struct recv *r, enum img_type type)
+{
+	*r = (struct recv){.type = type};
+	memset(r->uuid, 0x5a, 16);
+	snprintf(r->path, sizeof(r->path), "%s", fuzz_path("out"));
+	snprintf(r->partial, sizeof(r->partial), "%s", fuzz_path("partial"));
+	snprintf(r->base, sizeof(r->base), "%s", fuzz_path("base"));
+}
+
+static void in_one_piece(enum img_type type, const uint8_t *p, size_t n)
+{
+	struct recv r;
+	int rc;
+
+	start(&r, type);
+	rc = receive(&r, p, n, false);
+	if (!r.too_large && !model.too_large && (rc == 0) != model.ok)
+		fuzz_die(NULL, "%s, but the page says: %s at %zu", rc ? "refused" : "accepted",
+			 model.ok ? "right" : model.why, model.at);
+	if (rc == 0)
+		check_disk(&r, &model);
+}
+
+/* The rest as a sender that goes on sends it; R has its beginning. Returns its length. */
+static size_t make_rest(const struct recv *r, const uint8_t *p, size_t n, uint8_t *out)
+{
+	struct stream_marks marks = {.wire_bytes = r->mark.wire_bytes};
+	struct stream_head h = {.seq = r->mark.seq,
+				.off = r->mark.off,
+				.type = STREAM_CONTINUE,
+				.flags = STREAM_CRITICAL};
+	size_t at = STREAM_PREAMBLE + STREAM_HEADER;
+
+	memcpy(marks.sum, r->mark.sum, STREAM_SUM);
+	stream_preamble_put(out, &r->begin, true);
+	h.len = h.stored = (uint32_t)stream_continue_put(out + at, &r->begin, &marks);
+	stream_head_put(out + STREAM_PREAMBLE, &h, out + at, stream_seed(r->begin.stream_id));
+	at += h.stored;
+	memcpy(out + at, p + r->mark.wire_bytes, n - r->mark.wire_bytes);
+	return at + n - r->mark.wire_bytes;
+}
+
+static void seal_rest(const struct recv *r, uint8_t *p, size_t n, unsigned what)
+{
+	const struct stream_mark *m = &r->mark;
+	struct seal_at at = {.seed = stream_seed(r->begin.stream_id),
+			     .seq = m->seq,
+			     .pos = m->wire_bytes,
+			     .count = {m->data_records, m->zero_records, m->data_bytes,
+				       m->zero_bytes, m->checkpoints}};
+
+	memcpy(at.sum, m->sum, 16);
+	stream_seal(p, n, at, what);
+}
+
+/* HEAD is the input's. The model likes the stream. */
+static void in_two_pieces(enum img_type type, const uint8_t *p, size_t n, const uint8_t *head)
+{
+	static uint8_t rest[MAX_STREAM + 4096], joined[MAX_STREAM];
+	size_t cut, len, left, at;
+	struct recv r;
+	int rc;
+
+	start(&r, type);
+	r.keep = 1 + (head[2] - 1u) % model.marks;
+	at = model.mark[r.keep - 1];
+	cut = at + (model.end_at - at) * head[3] / 255;
+	if (receive(&r, p, cut, true) == 0)
+		fuzz_die(NULL, "accepted without its end");
+	if (r.too_large)
+		return;
+	if (r.mark.wire_bytes != at)
+		fuzz_die(NULL, "no mark at byte %zu", at);
+	len = make_rest(&r, p, n, rest);
+	left = n - at;
+	if (head[6]) {
+		rest[len - left + le16_get(head + 4) % left] ^= head[6];
+		seal_rest(&r, rest + len - left, left, head[7]);
+	}
+	rc = receive(&r, rest, len, false);
+	memcpy(joined, p, at);
+	memcpy(joined + at, rest + len - left, left);
+	model_read(&whole, joined, n, true);
+	if ((rc == 0) != whole.ok)
+		fuzz_die(NULL, "the rest is %s, but the page says: %s at %zu",
+			 rc ? "refused" : "accepted", whole.ok ? "right" : whole.why, whole.at);
+	if (rc == 0)
+		check_disk(&r, &whole);
 }
 
 static void token(const uint8_t *data, size_t size)
@@ -198,20 +336,58 @@ static void token(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct fuzz_in in = {data, size};
-	struct made m = {.len = 0};
-	uint8_t mode = fuzz_u8(&in);
+	static const enum img_type types[] = {IMG_DYNAMIC, IMG_FIXED, IMG_RAW};
+	uint8_t head[HEAD];
 
-	if (mode == 0) {
-		token(in.p, in.n);
+	if (size && !data[0])
+		token(data + 1, size - 1);
+	if (size < HEAD || !data[0] || size > HEAD + MAX_STREAM)
 		return 0;
+	memcpy(head, data, HEAD);
+	size -= HEAD;
+	fuzz_dir_clear();
+	model_read(&model, data + HEAD, size, false);
+	in_one_piece(types[head[1] % 3], data + HEAD, size);
+	if (head[2] && model.ok && model.marks) {
+		fuzz_dir_clear();
+		in_two_pieces(types[head[1] % 3], data + HEAD, size, head);
 	}
-	if (mode == 1) {
-		m.len = in.n < MAX_STREAM ? in.n : MAX_STREAM;
-		memcpy(stream, in.p, m.len);
-	} else {
-		make(&m, &in);
-	}
-	receive(m.len);
 	return 0;
+}
+
+/* libFuzzer's hooks; without it nobody calls them. */
+
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max) __attribute__((weak));
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned seed);
+size_t LLVMFuzzerCustomCrossOver(const uint8_t *a, size_t an, const uint8_t *b, size_t bn,
+				 uint8_t *out, size_t max, unsigned seed);
+
+static size_t mutate_stream(uint8_t *data, size_t size, size_t max, unsigned seed,
+			    const uint8_t *other, size_t other_n)
+{
+	if (size < HEAD) {
+		memset(data, 1, HEAD);
+		size = HEAD;
+	}
+	return HEAD + stream_mutate(data + HEAD, size - HEAD, max - HEAD, seed, other, other_n);
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned seed)
+{
+	if (max < 4096 + HEAD || (size && !data[0] && seed % 8))
+		return LLVMFuzzerMutate(data, size, max);
+	if (!size || !data[0] || size < HEAD || seed % 16 > 3)
+		return mutate_stream(data, size, max, seed, NULL, 0);
+	/* The head alone: the same stream, treated in another way. */
+	data[1 + seed / 16 % (HEAD - 1)] = (uint8_t)(seed >> 16);
+	return size;
+}
+
+size_t LLVMFuzzerCustomCrossOver(const uint8_t *a, size_t an, const uint8_t *b, size_t bn,
+				 uint8_t *out, size_t max, unsigned seed)
+{
+	if (an < HEAD || bn < HEAD || !a[0] || !b[0] || an > max)
+		return 0;
+	memcpy(out, a, an);
+	return mutate_stream(out, an, max, seed, b + HEAD, bn - HEAD);
 }

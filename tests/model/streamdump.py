@@ -187,6 +187,8 @@ class Reader:
     def range(self, r):
         need(r.len > 0 and r.off + r.len <= self.begin["size"], "outside the disk")
         need(r.off >= self.pos and (self.begin["kind"] or r.off == self.pos), "out of order")
+        end = r.off + r.len
+        need(r.off % 512 == 0 and (end % 512 == 0 or end == self.begin["size"]), "no whole sectors")
         self.pos = r.off + r.len
 
     def say(self, off, length, data):
@@ -262,6 +264,7 @@ class Reader:
         bs = b["block_size"]
         need(bs == 0 or (bs & (bs - 1) == 0 and 4096 <= bs <= 256 << 20), "block size")
         need(not b["kind"] or {"base_uuid", "base_size"} <= set(b), "increment of what?")
+        need(not b["type"] or b["size"] % 512 == 0, "size of no whole sectors")
         if not b["kind"]:
             self.content = ContentSum(b["size"])
         if self.raw:
@@ -309,6 +312,7 @@ class Reader:
             need(name == "skipped" or f[name] == n, "counts differ: %s" % name)
         if self.content and ("content_sum" in f or not self.joined):
             need(f.get("content_sum", b"").hex() == self.content.final(), "content sum differs")
+        need(self.begin["kind"] != 2 or "content_sum" in f or self.joined, "no content sum")
         self.end = f
 
     def on_abort(self, r):
