@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* A stream becomes a disk, or nothing does. */
+#include "config.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "bytes.h"
+#include "io.h"
+#include "readback.h"
+#include "receipt.h"
+#include "recv.h"
+
+/* The disk works while the stream comes in, instead of all at the end. */
+enum { WRITEBACK = 16 << 20 };
+
+static int show(struct recv *r, struct img_err *err)
+{
+	if (!r->show)
+		return 0; /* the pipe's reader asks for signals */
+	if (cli_progress(&r->progress, r->done, r->begin.planned_bytes))
+		return img_err_set(err, IMG_AGAIN, "%s: interrupted", r->file);
+	return 0;
+}
+
+/* Before anything is written. */
+static int prepare(struct recv *r, const struct stream_begin *begin, struct img_err *err)
+{
+	r->begin = *begin;
+	if (recv_fits(r, err))
+		return -1;
+	cli_progress_start(&r->progress, &r->common, r->file);
+	return 0;
+}
+
+static void describe(const struct recv *r, struct partial_head *h)
+{
+	const struct stream_begin *b = &r->begin;
+
+	memset(h, 0, sizeof(*h));
+	memcpy(h->what.stream_id, b->stream_id, 16);
+	h->what.compressed = b->compressed;
+	h->what.kind = b->kind;
+	h->what.size = b->size;
+	h->what.has_source = b->has_source;
+	memcpy(h->what.source, b->source, sizeof(b->source));
+	memcpy(h->what.uuid, b->uuid, 16);
+	memcpy(h->what.base_uuid, b->base_uuid, 16);
+	h->type = r->create.type;
+	h->block_size = r->create.block_size;
+	memcpy(h->uuid, r->uuid, 16);
+	h->began = (uint64_t)time(NULL);
+	h->onto = r->onto;
+	memcpy(h->base, r->base_id, sizeof(h->base));
+	snprintf(h->parent, sizeof(h->parent), "%s", r->parent && !r->onto ? r->parent : "");
+}
+
+static int exists(const struct recv *r, struct img_err *err)
+{
+	return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", r->file);
+}
+
+static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err *err)
+{
+	struct recv *r = ctx;
+	struct partial_head head;
+
+	if (r->published && !r->force && !r->onto)
+		return exists(r, err);
+	if (prepare(r, begin, err))
+		return -1;
+	/* A difference is from the same disk: its child must be another one. */
+	if (begin->has_uuid && !r->new_uuid && begin->kind != STREAM_DIFFERENCE && !r->onto)
+		memcpy(r->uuid, begin->uuid, 16);
+	else
+		img_uuid_new(r->uuid);
+	if (!r->partial && partial_open(&r->partial, r->file, PARTIAL_MAKE, err))
+		return -1;
+	if (partial_mark(r->partial) && !r->common.quiet)
+		cli_warn("%s: what was there of it is dropped, the stream begins anew; vhd-send "
+			 "--resume goes on",
+			 r->file);
+	describe(r, &head);
+	r->create.partial = partial_image(r->partial);
+	if (partial_begin(r->partial, &head, err))
+		return -1;
+	return img_create_begin(&r->new, r->path, &r->create, err);
+}
+
+/* The same stream, and the same wishes as when it was begun? */
+static int check_partial(struct recv *r, const struct stream_begin *begin, struct img_err *err)
+{
+	const struct partial_head *h;
+
+	if (!r->partial || !partial_mark(r->partial))
+		return img_err_set(err, IMG_AGAIN,
+				   "%s: nothing is there to go on with; ask for the token again",
+				   r->file);
+	h = partial_get(r->partial);
+	if (memcmp(h->what.stream_id, begin->stream_id, 16))
+		return img_err_set(
+			err, IMG_AGAIN,
+			"%s: what is there is of another stream; ask for the token again", r->file);
+	if (h->onto != r->onto || strcmp(h->parent, r->parent && !r->onto ? r->parent : ""))
+		return img_err_set(err, IMG_USAGE, "%s: was begun with %s%s", r->file,
+				   h->onto	? "--onto"
+				   : *h->parent ? "--parent="
+						: "neither --parent nor --onto",
+				   h->parent);
+	if (h->what.size != begin->size || h->what.kind != begin->kind)
+		return img_err_set(err, IMG_PROTO, "the stream goes on as one of another disk");
+	return 0;
+}
+
+static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_mark *mark,
+		     struct img_sum *content, struct img_err *err)
+{
+	struct recv *r = ctx;
+	const struct partial_head *h;
+
+	if ((!r->partial && partial_open(&r->partial, r->file, PARTIAL_FIND, err)) ||
+	    check_partial(r, begin, err))
+		return -1;
+	h = partial_get(r->partial);
+	if (partial_is_applied(r->partial)) {
+		/*
+		 * FILE opens below its child only: there is nothing to prepare, the merge looks
+		 * itself.
+		 */
+		r->begin = *begin;
+		r->create.type = h->type;
+		cli_progress_start(&r->progress, &r->common, r->file);
+	} else if (prepare(r, begin, err)) {
+		return -1;
+	}
+	if (r->onto && !partial_is_applied(r->partial) &&
+	    memcmp(h->base, r->base_id, sizeof(h->base)))
+		return img_err_set(err, IMG_DATA,
+				   "%s: was written to since the first part was received; "
+				   "vhd-recv --abort drops that",
+				   r->file);
+	if (r->type != TYPE_KEEP && h->type != r->create.type)
+		return img_err_set(err, IMG_USAGE, "%s: was begun with --type=%s", r->file,
+				   img_type_name(h->type));
+	r->create.type = h->type;
+	r->create.block_size = h->block_size;
+	memcpy(r->uuid, h->uuid, 16);
+	*mark = *partial_mark(r->partial);
+	r->published = partial_is_published(r->partial);
+	if (partial_resume(r->partial, content, err))
+		return -1;
+	r->done = mark->data_bytes;
+	r->create.partial = partial_image(r->partial);
+	if (r->published)
+		return 0;
+	return img_create_resume(&r->new, r->path, &r->create, mark->off, partial_end(r->partial),
+				 err);
+}
+
+static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES])
+{
+	partial_chunks(((struct recv *)ctx)->partial, first, n, sum);
+}
+
+static int on_mark(void *ctx, const struct stream_mark *mark, struct img_err *err)
+{
+	struct recv *r = ctx;
+
+	if (r->published)
+		return 0;
+	return partial_set_mark(r->partial, r->new, mark, mark->off == r->begin.size, err);
+}
+
+static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct img_err *err)
+{
+	struct recv *r = ctx;
+
+	if (!r->new)
+		return img_err_set(err, IMG_PROTO, "data behind the end of the disk");
+	if (img_write(img_new_chain(r->new), buf, off, len, false, err))
+		return -1;
+	r->done += len;
+	r->unwritten += len;
+	if (r->unwritten >= WRITEBACK) {
+		r->unwritten = 0;
+		img_writeback(img_new_chain(r->new));
+	}
+	return show(r, err);
+}
+
+/* A new file without a parent reads as zeros wherever nothing was written; a child must say so. */
+static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
+{
+	struct recv *r = ctx;
+
+	if (!r->new)
+		return img_err_set(err, IMG_PROTO, "zeros behind the end of the disk");
+	return r->create.type == IMG_DIFFERENCING
+		       ? img_zero(img_new_chain(r->new), off, len, false, err)
+		       : 0;
+}
+
+/* A child must also find its parent from where it is now, which was named by the user. */
+static int verify(struct recv *r, struct img_err *err)
+{
+	const struct img_open *common = &r->common.open;
+	const char *dirs[sizeof(r->common.dirs) / sizeof(r->common.dirs[0]) + 1];
+	struct img_open opts = *common;
+	struct cli_progress progress;
+	char *dir = NULL;
+	int rc;
+
+	opts.raw = r->create.type == IMG_RAW;
+	if (r->base) {
+		dir = io_dirname(img_layer_real(r->base, 0));
+		if (!dir)
+			return img_err_errno(err, ENOMEM, "%s", r->file);
+		if (common->nparent_dirs)
+			memcpy(dirs, common->parent_dirs, common->nparent_dirs * sizeof(dirs[0]));
+		dirs[opts.nparent_dirs++] = dir;
+		opts.parent_dirs = dirs;
+	}
+	cli_progress_start(&progress, &r->common, "verify");
+	rc = readback_check(r->new ? img_layer_real(img_new_chain(r->new), 0) : r->path, &opts,
+			    &r->begin, &r->totals, &progress, err);
+	cli_progress_end(&progress, r->begin.size);
+	free(dir);
+	return rc;
+}
+
+/* Everything was verified as it came; now it becomes a disk. */
+static int finish(struct recv *r, struct img_err *err)
+{
+	struct img_new *new = r->new;
+
+	if (r->verify && !(r->onto && partial_is_done(r->partial))) {
+		if ((new &&img_create_complete(new, err)) || verify(r, err)) {
+			r->worthless = err->code == IMG_IO;
+			return -1;
+		}
+	}
+	r->new = NULL;
+	if (new &&img_create_finish(new, err))
+		return -1;
+	return r->onto ? recv_apply(r, err) : 0;
+}
+
+static int report(struct recv *r, struct img_err *err)
+{
+	struct receipt receipt = {.file = r->file,
+				  .parent = r->onto ? NULL : r->parent,
+				  .begin = &r->begin,
+				  .totals = &r->totals,
+				  .verified = r->verify};
+	char *text;
+	int rc = 0;
+
+	if (r->onto && r->base_has_uuid)
+		receipt.uuid = r->base_uuid;
+	else if (!r->onto && r->create.type != IMG_RAW)
+		receipt.uuid = r->uuid;
+	text = receipt_json(&receipt);
+	if (!text)
+		return img_err_errno(err, ENOMEM, "%s", r->file);
+	if (fputs(text, r->out) < 0 || fflush(r->out))
+		rc = img_err_errno(err, errno == ENOSPC ? EIO : errno, "standard output");
+	if (r->receipt && !rc)
+		rc = receipt_store(r->receipt, text, err);
+	free(text);
+	return rc;
+}
+
+static int receive(struct recv *r, struct img_err *err)
+{
+	const struct stream_pipe from = {
+		.fd = r->in, .name = "standard input", .stop = cli_interrupted};
+	const struct stream_visitor visitor = {.ctx = r,
+					       .begin = on_begin,
+					       .data = on_data,
+					       .zero = on_zero,
+					       .mark = on_mark,
+					       .chunks = on_chunks,
+					       .resume = on_resume};
+	struct stat st;
+
+	/* Before the work, not after it: the receipt needs somewhere to go. And no file may get
+	 * a standard stream's number. */
+	if (!cli_usable(r->in) || !cli_usable(fileno(r->out)))
+		return img_err_set(err, IMG_IO, "standard input or standard output is closed");
+	if (r->onto && !(r->path = r->child = partial_child(r->file)))
+		return img_err_errno(err, ENOMEM, "%s", r->file);
+	if (!r->onto && !r->force && lstat(r->file, &st) == 0) {
+		/* Unless it is what an earlier run made, and was killed before it said so. */
+		if (partial_open(&r->partial, r->file, PARTIAL_FIND, err))
+			return -1;
+		r->published = r->partial && partial_is_published(r->partial);
+		/* The sender may be waiting for its token, in this very pipe. */
+		partial_close(r->partial);
+		r->partial = NULL;
+		if (!r->published)
+			return exists(r, err);
+	}
+	if (r->receipt && receipt_check(r->receipt, r->force, err))
+		return -1;
+	if (stream_read(&from, &visitor, &r->totals, err))
+		return -1;
+	if (r->show)
+		cli_progress_end(&r->progress, r->done);
+	return finish(r, err);
+}
+
+/* What was made durable stays, all else goes. */
+static void clean_up(struct recv *r)
+{
+	struct img_err ignored = {0};
+
+	if (!r->partial) {
+		img_create_abort(r->new);
+		return;
+	}
+	(void)partial_wait(r->partial, &ignored);
+	if (!partial_mark(r->partial) || r->worthless) {
+		img_create_abort(r->new);
+		(void)partial_remove(r->partial, true, &ignored);
+	} else {
+		img_create_keep(r->new);
+		r->kept = true;
+	}
+	r->new = NULL;
+}
+
+int recv_stream(struct recv *r, struct img_err *err)
+{
+	struct img_err ignored = {0};
+	int rc = receive(r, err);
+
+	if (rc) {
+		clean_up(r);
+		return -1;
+	}
+	/* While the receipt was not given the same command can ask for it again. */
+	rc = report(r, err);
+	if (!rc)
+		(void)partial_remove(r->partial, false, &ignored);
+	return rc;
+}
+
+void recv_end(struct recv *r)
+{
+	partial_close(r->partial);
+	img_close(r->base);
+	free(r->child);
+}

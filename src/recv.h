@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * What vhd-recv does, apart from its command line: a stream becomes a disk, whole or not at all.
+ * recv.c takes the stream, recv_base.c looks whether it fits what is here, recv_onto.c changes the
+ * disk that is there, recv_manage.c tells or drops what is kept.
+ */
+#ifndef RECV_H
+#define RECV_H
+
+#include "cli.h"
+#include "partial.h"
+#include "stream.h"
+
+enum { TYPE_KEEP = -1 };
+
+enum verb { RECEIVE, TOKEN, STATUS, ABORT };
+
+struct recv {
+	/* what is wished */
+	struct cli_common common;
+	enum verb verb;
+	bool json;
+	const char *file, *parent, *receipt;
+	bool onto, verify_base, new_uuid, verify, force;
+	int type;  /* enum img_type or TYPE_KEEP */
+	int in;	   /* where the stream comes from */
+	FILE *out; /* where the receipt, a token or the status goes */
+	bool show;
+	/* what is there, and what comes */
+	const char *path; /* what is made: FILE, or with --onto a child of it */
+	struct img_chain *base;
+	struct stream_begin begin;
+	struct stream_totals totals;
+	struct img_create create;
+	uint8_t uuid[16], base_uuid[16], base_id[IMG_SUM_BYTES];
+	bool base_has_uuid;
+	char *child; /* --onto */
+	struct img_new *new;
+	struct partial *partial;
+	bool published; /* by an earlier run, which did not come to its end */
+	bool worthless; /* what is there is not to be gone on with */
+	bool kept;	/* it is */
+	struct cli_progress progress;
+	uint64_t done, unwritten; /* bytes; since the last hint to the disk */
+};
+
+/* A stream; what came of it stays for the next run where that can go on, or goes. */
+int recv_stream(struct recv *r, struct img_err *err);
+/* The other verbs. */
+int recv_manage(struct recv *r, struct img_err *err);
+/* Closes everything. */
+void recv_end(struct recv *r);
+
+/* recv_base.c: may the stream that BEGIN tells of become the disk that was asked for? Fills what
+ * the image is created with. */
+int recv_fits(struct recv *r, struct img_err *err);
+
+/* recv_onto.c: the child is whole; it becomes a part of FILE, and goes. */
+int recv_apply(struct recv *r, struct img_err *err);
+
+#endif
