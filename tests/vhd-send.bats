@@ -385,8 +385,9 @@ stale() {
 	stale
 	vhd-sum --blocks old.vhd >good
 	local e
-	for e in '$d' '3d' '5s/./f/' '1s/209715200/4/' '1s/1/2/' '7s/$/ 99999/' '8s/$/ x/' 's/end/eno/'; do
+	for e in '$d' '3d' '5y/0123456789abcdef/123456789abcdef0/' '1s/209715200/4/' '1s/1/2/' '7s/$/ 99999/' '8s/$/ x/' 's/end/eno/'; do
 		sed "$e" good >sums
+		! cmp -s good sums || fail "$e changes nothing"
 		run --separate-stderr bash -c 'vhd-send --against=sums new.vhd | vhd-recv --parent=old.vhd out; exit "${PIPESTATUS[0]}"'
 		assert_status 65
 		[ ! -e out ] || fail "$e"
