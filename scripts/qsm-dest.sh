@@ -209,10 +209,21 @@ d_remove() { # TARGET
 	rm -f -- "$d_home/$1.vhd" "$d_home/$1.avhd" "$d_home/.$1.vhd".*.tmp "$d_home/.$1.avhd".*.tmp
 }
 
+# Of a copy that was cut, what is durable is kept: prints the token to go on with, or nothing.
+d_kept() { # TARGET
+	d_lock "$1"
+	vhd-recv --token -- "$d_home/$1.vhd"
+}
+
+d_drop() { # TARGET
+	d_lock "$1"
+	d_remove "$1"
+}
+
 # Prints vhd-recv's receipt.
 d_recv_base() { # TARGET
 	d_lock "$1"
-	d_remove "$1"
+	[ -n "$(vhd-recv --token -- "$d_home/$1.vhd")" ] || d_remove "$1"
 	d_receive vhd-recv --quiet -- "$d_home/$1.vhd"
 }
 

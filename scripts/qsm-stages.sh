@@ -397,16 +397,12 @@ copy_disk() {
 	while :; do
 		clock
 		tried=$now
-		say "copying disk $target ($base)"
-		# shellcheck disable=SC2086
-		send_disk base d_recv_base "$target" $opt_rate -- "$base"
-		wait_child "$child"
-		judge_send base && break
+		copy_on && break
 		case $? in
 		1) ;;
 		4) resumable "interrupted" ;;
 		3) rollback "disk $target: less than $(human "$opt_reserve") are free beside its AVHD" ;;
-		*) rollback "$failure" ;;
+		*) copy_anew || rollback "$failure" ;;
 		esac
 		clock
 		[ $((now - tried)) -lt 3000 ] || deadline=$((now + opt_retry * 100))
@@ -418,6 +414,31 @@ copy_disk() {
 	note copied "$target"
 	j_copied="$j_copied$target "
 	total=$((total + sent))
+}
+
+# The rest of what arrived already, or all. Returns what judge_send does.
+copy_on() {
+	token='' failure=''
+	far d_kept "$target" >"$tmp/kept" || {
+		d=$?
+		[ -z "$interrupted" ] || return 4
+		failure="$far_host is not reached (status $d)"
+		cut_off "$d" || [ "$d" -eq 75 ] || return 5
+		return 1
+	}
+	read -r token <"$tmp/kept" || :
+	say "copying ${token:+the rest of }disk $target ($base)"
+	# shellcheck disable=SC2086
+	send_disk base d_recv_base "$target" $opt_rate --resume="$token" -- "$base"
+	wait_child "$child"
+	judge_send base
+}
+token=''
+
+# What arrived earlier may be what is wrong: then once more without it.
+copy_anew() {
+	[ -n "$token" ] && far d_drop "$target" || return 1
+	warn "$failure; its copy begins anew"
 }
 
 # Ends the copy while there is still room for the guest to go on.

@@ -378,6 +378,42 @@ saved_guest() {
 	nothing_is_lost b
 }
 
+@test "a copy that was cut goes on where it was, and is equal" {
+	small_guest off
+	disk=$scene/a/srv/vms/vda.vhd
+	head -c 24M /dev/urandom >"$scene/random"
+	vhd-convert --quiet --force --from=raw --type=dynamic "$scene/random" "$disk"
+	move --rate-limit=2M --retry=0 2>"$scene/first.log" 3>&- &
+	wait_for 15 eval "vhd-recv --status \"$dest/guest/vda.vhd\" | grep -q 'of .* are here'" || { cat "$scene/first.log"; false; }
+	scene_hosts link cut
+	status=0
+	wait $! || status=$?
+	assert_status 75
+	scene_hosts link restore
+	run move --rate-limit=2M
+	assert_status 0
+	assert_output_has 'the rest of disk vda'
+	[ "$(vhd-sum "$scene/random" | cut -d ' ' -f 1)" = "$(vhd-sum "$dest/guest/vda.vhd" | cut -d ' ' -f 1)" ]
+}
+
+@test "what is left of a copy that was cut is damaged: the copy begins anew" {
+	small_guest off
+	disk=$scene/a/srv/vms/vda.vhd
+	head -c 24M /dev/urandom >"$scene/random"
+	vhd-convert --quiet --force --from=raw --type=dynamic "$scene/random" "$disk"
+	move --rate-limit=2M --retry=0 2>"$scene/first.log" 3>&- &
+	wait_for 15 eval "vhd-recv --status \"$dest/guest/vda.vhd\" | grep -q 'of .* are here'" || { cat "$scene/first.log"; false; }
+	scene_hosts link cut
+	wait $! || :
+	scene_hosts link restore
+	# It has the name and the length, and is no disk.
+	dd if=/dev/urandom of="$dest/guest/.vda.vhd.partial.tmp" bs=4k count=1 conv=notrunc status=none
+	run move
+	assert_status 0
+	assert_output_has 'begins anew'
+	[ "$(vhd-sum "$scene/random" | cut -d ' ' -f 1)" = "$(vhd-sum "$dest/guest/vda.vhd" | cut -d ' ' -f 1)" ]
+}
+
 @test "a link that comes back while it is tried again is no failure" {
 	small_guest
 	at checkpoint "\"$scene_tools/hosts\" -C \"$scene\" link cut; (sleep 3; \"$scene_tools/hosts\" -C \"$scene\" link restore) >/dev/null 2>&1 &"
