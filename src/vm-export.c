@@ -143,7 +143,7 @@ static xmlNode *add(xmlNode *parent, const char *name, struct img_err *err)
 	xmlNode *n = xmlNewChild(parent, parent->ns, (const xmlChar *)name, NULL);
 
 	if (!n)
-		img_err_set(err, IMG_IO, "out of memory");
+		vm_no_memory(err);
 	return n;
 }
 
@@ -260,7 +260,7 @@ static int add_domain(struct exporter *ex, xmlNode *root, struct img_err *err)
 	if (!domain || !xmlAddChild(root, domain) ||
 	    /* libvirt's elements have no namespace, whatever surrounds them. */
 	    !xmlNewNs(domain, (const xmlChar *)"", NULL))
-		return img_err_set(err, IMG_IO, "out of memory");
+		return vm_no_memory(err);
 	if (!ex->secrets)
 		drop_secrets(domain->children);
 	return 0;
@@ -294,7 +294,7 @@ static int build(struct exporter *ex, struct img_err *err)
 	root = ex->doc ? xmlNewNode(NULL, (const xmlChar *)"qsm-vm") : NULL;
 	ns = root ? xmlNewNs(root, (const xmlChar *)VM_NS, NULL) : NULL;
 	if (!ns)
-		return img_err_set(err, IMG_IO, "out of memory");
+		return vm_no_memory(err);
 	xmlSetNs(root, ns);
 	xmlDocSetRootElement(ex->doc, root);
 	if (vm_set_attr(root, "version", "1", err) < 0 ||
@@ -323,7 +323,7 @@ static int export_vm(struct exporter *ex, struct img_err *err)
 		return -1;
 	xmlDocDumpFormatMemoryEnc(ex->doc, &text, &len, "UTF-8", 1);
 	if (!text)
-		return img_err_set(err, IMG_IO, "out of memory");
+		return vm_no_memory(err);
 	fwrite(text, 1, (size_t)len, stdout); /* cli_exit() sees a failure */
 	xmlFree(text);
 	return 0;

@@ -190,7 +190,7 @@ static int map_boot_file(struct import *im, const char *what, const char *file, 
 		if (!os)
 			os = xmlNewChild(im->vm.domain, NULL, (const xmlChar *)"os", NULL);
 		if (!os)
-			return img_err_set(err, IMG_IO, "out of memory");
+			return vm_no_memory(err);
 		if (absolute(file, path, sizeof path, err) < 0)
 			return -1;
 		return vm_set_text(os, what, path, err);
