@@ -339,12 +339,13 @@ static int open_parent(struct img **out, struct img_chain *c, const struct img_o
 	return rc;
 }
 
-static int check_new_layer(struct img_chain *c, struct img *l, struct img_err *err)
+static int check_new_layer(struct img_chain *c, struct img *l, const struct img_open *opts,
+			   struct img_err *err)
 {
 	if (c->n == IMG_MAX_LAYERS)
 		return img_err_set(err, IMG_DATA, "%s: the chain has more than %d layers",
 				   c->layer[0]->file.path, IMG_MAX_LAYERS);
-	if (img_marker_check(l, c->n ? c->layer[c->n - 1] : NULL, err) < 0)
+	if (img_marker_check(l, c->n ? c->layer[c->n - 1] : NULL, opts, err) < 0)
 		return -1;
 	if (c->n && l->info.size != c->layer[c->n - 1]->info.size)
 		img_warn(l, "%" PRIu64 " bytes, but its child %s has %" PRIu64, l->info.size,
@@ -359,7 +360,7 @@ static int add_layers(struct img_chain *c, struct img *l, const struct img_open 
 	while (l) {
 		struct img *parent = NULL;
 
-		if (check_new_layer(c, l, err) < 0) {
+		if (check_new_layer(c, l, opts, err) < 0) {
 			img_layer_close(l);
 			return -1;
 		}

@@ -65,6 +65,7 @@ struct img_open {
 	bool partial;		/* a parent that is missing ends the chain: to look, or to clean up */
 	const char *parent;	/* layer 1, whatever the leaf names, unchecked: for img_reparent() */
 	bool parents_unlocked;	/* somebody else holds their locks */
+	bool receiver;		/* it is the one that receives onto the disk: img_receive_begin() */
 };
 
 int img_open(struct img_chain **out, const char *path, const struct img_open *opts,
@@ -227,6 +228,28 @@ unsigned img_merge_target(const struct img_chain *c);
  */
 int img_merge_clean_up(const char *leaf, const char *target, const struct img_open *open,
 		       bool *done, char **into, struct img_err *err);
+
+/*
+ * A child that is on its way will be merged into the leaf of C. From before its first byte until it
+ * is in, or dropped, nobody else opens that disk, also after a crash: a marker beside it says so,
+ * which the merge takes over. Every reason that a merge would have against it is one here, too.
+ */
+struct img_receive {
+	const struct img_open *open; /* its folders are searched for other children */
+	const char *child;	     /* the name that it will have */
+	const char *partial;	     /* and has until it is whole */
+	uint8_t uuid[16];	     /* of the child */
+	uint64_t size;		     /* that the disk will have */
+};
+int img_receive_begin(struct img_chain *c, const struct img_receive *r, struct img_err *err);
+enum img_receiving {
+	IMG_RECEIVING_NOT,
+	IMG_RECEIVING,	     /* nothing of the disk has changed yet */
+	IMG_RECEIVING_MERGE, /* the marker of a merge */
+};
+int img_receive_state(const char *path, enum img_receiving *state, struct img_err *err);
+/* The marker goes, durably, unless it is that of a merge. */
+int img_receive_end(const char *path, struct img_err *err);
 
 /*
  * What the layers 0 to LAST show becomes a new image PATH, in the order of the disk, zeros left

@@ -121,6 +121,7 @@ enum img_marker_state {
 	IMG_MARKER_MERGING, /* half merged */
 	IMG_MARKER_MIDDLE,  /* between the leaf and the target: of no use without the leaf */
 	IMG_MARKER_MERGED,  /* whole; files that are not needed any more are being removed */
+	IMG_MARKER_RECEIVING, /* still the old disk, while a child that will be merged arrives */
 };
 struct img_marker {
 	enum img_marker_state state;
@@ -133,10 +134,13 @@ int img_marker_read(const char *real, struct img_marker *m, struct img_err *err)
 /* Durable when it returns. ABOVE: the layer through which alone L opens. */
 int img_marker_write(const struct img *l, const struct img *above, const struct img *leaf,
 		     enum img_marker_state state, struct img_err *err);
+/* The same for the disk at REAL, with all that the marker says. */
+int img_marker_store(const char *real, const struct img_marker *m, struct img_err *err);
 /* None there is fine. */
 int img_marker_remove(const char *real, struct img_err *err);
 /* Whether L may be opened below CHILD (NULL: by itself). */
-int img_marker_check(const struct img *l, const struct img *child, struct img_err *err);
+int img_marker_check(struct img *l, const struct img *child, const struct img_open *opts,
+		     struct img_err *err);
 
 /* What a search for the parent of a layer found (chain.c). */
 struct img_parent {

@@ -4,7 +4,8 @@
  * While a merge is under way its target is neither the old disk nor the new one, and the layers
  * between it and the leaf show parts of newer data from then on: each opens only below the
  * layer that hides this. Once the target is whole, its marker may stay for a while as "merged",
- * so that a run that was interrupted while it removed files can be finished.
+ * so that a run that was interrupted while it removed files can be finished. While a child that
+ * will be merged is still being received, the target is the old disk yet, and nobody may change it.
  */
 #include "config.h"
 
@@ -18,7 +19,7 @@
 
 #define MAGIC "qsm-merge 1\n"
 
-static const char *const states[] = { "merging", "middle", "merged" };
+static const char *const states[] = { "merging", "middle", "merged", "receiving" };
 
 static char *marker_path(const char *real)
 {
@@ -104,22 +105,32 @@ static void hex(const uint8_t uuid[16], char out[33])
 		snprintf(out + 2 * i, 3, "%02x", uuid[i]);
 }
 
-int img_marker_write(const struct img *l, const struct img *above, const struct img *leaf,
-		     enum img_marker_state state, struct img_err *err)
+int img_marker_store(const char *real, const struct img_marker *m, struct img_err *err)
 {
-	char *path = marker_path(l->file.real), *text = NULL, child[33], last[33];
+	char *path = marker_path(real), *text = NULL, child[33], last[33];
 	int rc;
 
-	hex(above->info.uuid, child);
-	hex(leaf->info.uuid, last);
+	hex(m->child_uuid, child);
+	hex(m->leaf_uuid, last);
 	if (!path || asprintf(&text, MAGIC "child-uuid %s\nleaf-uuid %s\nstate %s\nleaf %s", child, last,
-			      states[state - IMG_MARKER_MERGING], leaf->file.real) < 0)
-		rc = img_err_errno(err, ENOMEM, "%s", l->file.path);
+			      states[m->state - IMG_MARKER_MERGING], m->leaf) < 0)
+		rc = img_err_errno(err, ENOMEM, "%s", real);
 	else
 		rc = io_store(path, text, strlen(text), 0600, err);
 	free(text);
 	free(path);
 	return rc;
+}
+
+int img_marker_write(const struct img *l, const struct img *above, const struct img *leaf,
+		     enum img_marker_state state, struct img_err *err)
+{
+	struct img_marker m = { .state = state };
+
+	memcpy(m.child_uuid, above->info.uuid, 16);
+	memcpy(m.leaf_uuid, leaf->info.uuid, 16);
+	snprintf(m.leaf, sizeof(m.leaf), "%s", leaf->file.real);
+	return img_marker_store(l->file.real, &m, err);
 }
 
 int img_marker_remove(const char *real, struct img_err *err)
@@ -136,7 +147,23 @@ int img_marker_remove(const char *real, struct img_err *err)
 	return rc;
 }
 
-int img_marker_check(const struct img *l, const struct img *child, struct img_err *err)
+/* Nothing of it has changed yet: to look at it does no harm. */
+static int check_receiving(struct img *l, const struct img_open *opts, struct img_err *err)
+{
+	if (opts->receiver)
+		return 0;
+	if (opts->unlocked) {
+		img_warn(l, "a stream is being received onto it, or was interrupted");
+		return 0;
+	}
+	return img_err_set(err, IMG_AGAIN,
+			   "%s: a stream is being received onto it (vhd-recv --onto), or was interrupted: "
+			   "the same command goes on, and vhd-recv --abort %s leaves the disk as it is",
+			   l->file.path, l->file.path);
+}
+
+int img_marker_check(struct img *l, const struct img *child, const struct img_open *opts,
+		     struct img_err *err)
 {
 	struct img_marker m;
 
@@ -145,6 +172,8 @@ int img_marker_check(const struct img *l, const struct img *child, struct img_er
 	if (m.state == IMG_MARKER_NONE || m.state == IMG_MARKER_MERGED ||
 	    (child && memcmp(child->info.uuid, m.child_uuid, 16) == 0))
 		return 0;
+	if (m.state == IMG_MARKER_RECEIVING)
+		return check_receiving(l, opts, err);
 	if (m.state == IMG_MARKER_MIDDLE)
 		return img_err_set(err, IMG_DATA,
 				   "%s: no disk by itself any more: it was merged as a part of %s, and opens only below that",

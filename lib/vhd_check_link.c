@@ -255,6 +255,12 @@ static void check_marker(struct check *c, struct img_err *marker_err)
 	}
 	if (m.state == IMG_MARKER_NONE)
 		return;
+	if (m.state == IMG_MARKER_RECEIVING) {
+		f = fault_make(c, F_RECEIVE_UNFINISHED, NOWHERE);
+		EXPECTED(&f, "the same vhd-recv --onto again, or vhd-recv --abort");
+		fault_report(c, &f);
+		return;
+	}
 	f = fault_make(c, F_MERGE_UNFINISHED, NOWHERE);
 	/* Seen through the child, or when only files are left to be removed, all is well. */
 	if (m.state == IMG_MARKER_MERGED || (c->child_uuid && memcmp(c->child_uuid, m.child_uuid, 16) == 0))

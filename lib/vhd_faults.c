@@ -17,6 +17,8 @@ static const struct {
 	[F_MERGE_UNFINISHED] = { "merge-unfinished", IMG_ERROR,
 				 "half merged: neither the old disk nor the new one, except through the child" },
 	[F_MERGE_MARKER_DAMAGED] = { "merge-marker-damaged", IMG_ERROR, "unreadable marker of a merge" },
+	[F_RECEIVE_UNFINISHED] = { "receive-unfinished", IMG_WARNING,
+				   "a stream is being received onto the disk, or was interrupted" },
 	[F_UNDO_LEFT] = { "undo-left", IMG_NOTE, "an earlier repair can be taken back" },
 	[F_FOOTER_NONE] = { "footer-none", IMG_ERROR, "no usable footer: no VHD, or nothing left to tell which" },
 	[F_FOOTER_POISONED] = { "footer-poisoned", IMG_ERROR,

@@ -319,6 +319,21 @@ static int execute(struct check *c, struct ranges *s, struct img_err *err)
 /* --- from outside --------------------------------------------------------------------------- */
 
 /* What an earlier run left half done is put back first. */
+/* What arrives for the disk is for the one that it is now. */
+static int not_receiving(const char *path, struct img_err *err)
+{
+	enum img_receiving state;
+
+	if (img_receive_state(path, &state, err) < 0)
+		return -1;
+	return state != IMG_RECEIVING ?
+		       0 :
+		       img_err_set(err, IMG_AGAIN,
+				   "%s: a stream is being received onto it; finish that first, or "
+				   "vhd-recv --abort %s",
+				   path, path);
+}
+
 static int settle(struct check *c, const struct img_check *opts, struct img_err *err)
 {
 	bool pending;
@@ -327,6 +342,8 @@ static int settle(struct check *c, const struct img_check *opts, struct img_err 
 
 	if (opts->dry_run)
 		return 0;
+	if (not_receiving(c->file.path, err) < 0)
+		return -1;
 	if (undo_pending(c->file.real, &pending, err) < 0)
 		return -1;
 	if (!pending)
@@ -417,6 +434,8 @@ int img_undo(const char *path, bool force, struct img_err *err)
 	if (io_open(&f, path, true, err) < 0)
 		return -1;
 	rc = io_lock(&f, IO_LOCK_EXCLUSIVE, err);
+	if (rc == 0)
+		rc = not_receiving(path, err);
 	if (rc == 0)
 		rc = undo_revert(&f, force, err);
 	io_close(&f);

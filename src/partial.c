@@ -292,6 +292,9 @@ static void load(struct partial *p)
 			p->end = at;
 		}
 	}
+	/* Once it is being merged, only a merge that has come to its end removes the child. */
+	if (p->marked && p->applied && lstat(p->child, &st) < 0 && errno == ENOENT)
+		p->done = true;
 	if (p->marked && !partial_is_published(p) &&
 	    (lstat(p->image, &st) < 0 || st.st_ino != p->inode))
 		p->marked = false;
@@ -411,7 +414,8 @@ int partial_begin(struct partial *p, const struct partial_head *head, struct img
 
 	p->marked = p->complete = p->applied = p->done = false;
 	p->head = *head;
-	if (unlink_if_there(p->image, err) || io_truncate(&p->log, 0, err) ||
+	if (unlink_if_there(p->image, err) || (head->onto && unlink_if_there(p->child, err)) ||
+	    io_truncate(&p->log, 0, err) ||
 	    io_write(&p->log, magic, sizeof(magic), 0, err))
 		return -1;
 	p->end = sizeof(magic);

@@ -71,6 +71,9 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 
 	if (r->published && !r->force && !r->onto)
 		return exists(r, err);
+	/* First of all: FILE may be closed for what an earlier run has left. */
+	if (!r->partial && partial_open(&r->partial, r->file, PARTIAL_MAKE, err))
+		return -1;
 	if (prepare(r, begin, err))
 		return -1;
 	/* A difference is from the same disk: its child must be another one. */
@@ -78,7 +81,7 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 		memcpy(r->uuid, begin->uuid, 16);
 	else
 		img_uuid_new(r->uuid);
-	if (!r->partial && partial_open(&r->partial, r->file, PARTIAL_MAKE, err))
+	if (r->onto && recv_close_file(r, err))
 		return -1;
 	if (partial_mark(r->partial) && !r->common.quiet)
 		cli_warn("%s: what was there of it is dropped, the stream begins anew; vhd-send "
@@ -149,6 +152,8 @@ static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_
 	r->create.type = h->type;
 	r->create.block_size = h->block_size;
 	memcpy(r->uuid, h->uuid, 16);
+	if (r->onto && !partial_is_applied(r->partial) && recv_close_file(r, err))
+		return -1;
 	*mark = *partial_mark(r->partial);
 	r->published = partial_is_published(r->partial);
 	if (partial_resume(r->partial, content, err))
@@ -207,28 +212,19 @@ static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 /* A child must also find its parent from where it is now, which was named by the user. */
 static int verify(struct recv *r, struct img_err *err)
 {
-	const struct img_open *common = &r->common.open;
-	const char *dirs[sizeof(r->common.dirs) / sizeof(r->common.dirs[0]) + 1];
-	struct img_open opts = *common;
+	struct img_open opts = r->common.open;
+	struct recv_dirs dirs = {.own = NULL};
 	struct cli_progress progress;
-	char *dir = NULL;
 	int rc;
 
 	opts.raw = r->create.type == IMG_RAW;
-	if (r->base) {
-		dir = io_dirname(img_layer_real(r->base, 0));
-		if (!dir)
-			return img_err_errno(err, ENOMEM, "%s", r->file);
-		if (common->nparent_dirs)
-			memcpy(dirs, common->parent_dirs, common->nparent_dirs * sizeof(dirs[0]));
-		dirs[opts.nparent_dirs++] = dir;
-		opts.parent_dirs = dirs;
-	}
+	if (r->parent && recv_parent_in(r, r->parent, &opts, &dirs, err))
+		return -1;
 	cli_progress_start(&progress, &r->common, "verify");
 	rc = readback_check(r->new ? img_layer_real(img_new_chain(r->new), 0) : r->path, &opts,
 			    &r->begin, &r->totals, &progress, err);
 	cli_progress_end(&progress, r->begin.size);
-	free(dir);
+	free(dirs.own);
 	return rc;
 }
 
@@ -238,13 +234,13 @@ static int finish(struct recv *r, struct img_err *err)
 	struct img_new *new = r->new;
 
 	if (r->verify && !(r->onto && partial_is_done(r->partial))) {
-		if ((new &&img_create_complete(new, err)) || verify(r, err)) {
+		if ((new && img_create_complete(new, err)) || verify(r, err)) {
 			r->worthless = err->code == IMG_IO;
 			return -1;
 		}
 	}
 	r->new = NULL;
-	if (new &&img_create_finish(new, err))
+	if (new && img_create_finish(new, err))
 		return -1;
 	return r->onto ? recv_apply(r, err) : 0;
 }
@@ -326,6 +322,8 @@ static void clean_up(struct recv *r)
 	if (!partial_mark(r->partial) || r->worthless) {
 		img_create_abort(r->new);
 		(void)partial_remove(r->partial, true, &ignored);
+		if (r->onto)
+			(void)img_receive_end(r->file, &ignored);
 	} else {
 		img_create_keep(r->new);
 		r->kept = true;

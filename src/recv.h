@@ -51,11 +51,21 @@ int recv_manage(struct recv *r, struct img_err *err);
 /* Closes everything. */
 void recv_end(struct recv *r);
 
+/* The parent of what is made was named by the user: it may lie where it does. D.own is malloc'd. */
+struct recv_dirs {
+	const char *dir[64 + 1];
+	char *own;
+};
+int recv_parent_in(const struct recv *r, const char *parent, struct img_open *opts,
+		   struct recv_dirs *d, struct img_err *err);
+
 /* recv_base.c: may the stream that BEGIN tells of become the disk that was asked for? Fills what
  * the image is created with. */
 int recv_fits(struct recv *r, struct img_err *err);
 
-/* recv_onto.c: the child is whole; it becomes a part of FILE, and goes. */
+/* recv_onto.c: nobody else opens FILE from now on. */
+int recv_close_file(struct recv *r, struct img_err *err);
+/* The child is whole; it becomes a part of FILE, and goes. */
 int recv_apply(struct recv *r, struct img_err *err);
 
 #endif

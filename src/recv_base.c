@@ -2,10 +2,13 @@
 /* The base of an increment, or the type of a whole disk: looked at before anything is written. */
 #include "config.h"
 
+#include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "bytes.h"
+#include "io.h"
 #include "recv.h"
 
 /* By identity, size and, if asked, content: never by name. */
@@ -76,6 +79,7 @@ static int open_base(struct recv *r, struct img_err *err)
 				   uuid);
 	}
 	opts.raw = !memcmp(r->begin.base_uuid, raw, 16);
+	opts.receiver = r->onto;
 	if (img_open(&r->base, r->parent, &opts, err) || check_base_identity(r, err) ||
 	    check_base_sum(r, err))
 		return -1;
@@ -88,6 +92,7 @@ static int open_base(struct recv *r, struct img_err *err)
 	r->create.type = IMG_DIFFERENCING;
 	r->create.parent_path = r->parent;
 	r->create.parent_uuid = r->begin.base_uuid;
+	r->create.parent_size = r->begin.base_size;
 	return 0;
 }
 
@@ -117,6 +122,24 @@ static int check_size(const struct recv *r, struct img_err *err)
 			"a disk of %llu bytes does not fit a VHD, which has 512 bytes to "
 			"2040 GiB in sectors of 512%s",
 			(unsigned long long)size, r->parent ? "" : "; receive it with --type=raw");
+	return 0;
+}
+
+int recv_parent_in(const struct recv *r, const char *parent, struct img_open *opts,
+		   struct recv_dirs *d, struct img_err *err)
+{
+	const struct img_open *common = &r->common.open;
+	char *real = realpath(parent, NULL);
+
+	d->own = real ? io_dirname(real) : NULL;
+	free(real);
+	if (!d->own)
+		return img_err_errno(err, errno, "%s", parent);
+	if (common->nparent_dirs)
+		memcpy(d->dir, common->parent_dirs, common->nparent_dirs * sizeof(d->dir[0]));
+	d->dir[common->nparent_dirs] = d->own;
+	opts->parent_dirs = d->dir;
+	opts->nparent_dirs = common->nparent_dirs + 1;
 	return 0;
 }
 

@@ -2,76 +2,137 @@
 /* What is kept of a disk that has not come to its end: told, or dropped. */
 #include "config.h"
 
+#include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "recv.h"
 
-static void print_status(const struct recv *r, const struct partial *p)
+static void print_mark(FILE *f, const struct partial *p)
+{
+	const struct stream_mark *m = partial_mark(p);
+	const struct partial_head *h = partial_get(p);
+	char token[STREAM_TOKEN_STR], uuid[IMG_UUID_STR];
+
+	img_uuid_str(h->uuid, uuid);
+	partial_token(p, token);
+	fprintf(f,
+		",\"kind\":\"%s\",\"type\":\"%s\",\"uuid\":\"%s\",\"size\":%" PRIu64
+		",\"offset\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"began\":%" PRIu64
+		",\"time\":%" PRIu64 ",\"parent\":",
+		h->what.kind == STREAM_WHOLE ? "whole" : "increment", img_type_name(h->type), uuid,
+		h->what.size, m->off, m->wire_bytes, h->began, partial_time(p));
+	if (*h->parent)
+		cli_json_string(f, h->parent);
+	else
+		fputs("null", f);
+	fprintf(f, ",\"token\":\"%s\"", token);
+}
+
+static void print_json(const struct recv *r, const struct partial *p, bool closed)
 {
 	const struct stream_mark *m = p ? partial_mark(p) : NULL;
-	char token[STREAM_TOKEN_STR], uuid[IMG_UUID_STR], a[32], b[32];
-	const char *state = p && partial_in_use(p) ? "receiving" : m ? "partial" : "none";
-	const struct partial_head *h = p ? partial_get(p) : NULL;
 
-	if (!r->json && !m)
-		fprintf(r->out, "%s: %s\n", r->file,
-			p && partial_in_use(p) ? "being received, nothing is durable yet"
-					       : "nothing of it is here");
-	if (!r->json && m)
-		fprintf(r->out, "%s: %s of %s are here%s\n", r->file, cli_human(m->off, a),
-			cli_human(h->what.size, b),
-			partial_in_use(p) ? ", and it is being received" : "");
-	if (!r->json)
-		return;
 	fputs("{\"version\":1,\"file\":", r->out);
 	cli_json_string(r->out, r->file);
-	fprintf(r->out, ",\"state\":\"%s\"", state);
-	if (m) {
-		img_uuid_str(h->uuid, uuid);
-		partial_token(p, token);
-		fprintf(r->out,
-			",\"kind\":\"%s\",\"type\":\"%s\",\"uuid\":\"%s\",\"size\":%" PRIu64
-			",\"offset\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"began\":%" PRIu64
-			",\"time\":%" PRIu64 ",\"parent\":",
-			h->what.kind == STREAM_WHOLE ? "whole" : "increment",
-			img_type_name(h->type), uuid, h->what.size, m->off, m->wire_bytes, h->began,
-			partial_time(p));
-		if (*h->parent)
-			cli_json_string(r->out, h->parent);
-		else
-			fputs("null", r->out);
-		fprintf(r->out, ",\"token\":\"%s\"", token);
-	}
+	fprintf(r->out, ",\"state\":\"%s\",\"closed\":%s",
+		p && partial_in_use(p) ? "receiving"
+		: m		       ? "partial"
+				       : "none",
+		closed ? "true" : "false");
+	if (m)
+		print_mark(r->out, p);
 	fputs("}\n", r->out);
+}
+
+static void print_status(const struct recv *r, const struct partial *p, bool closed)
+{
+	const struct stream_mark *m = p ? partial_mark(p) : NULL;
+	bool in_use = p && partial_in_use(p);
+	char a[32], b[32];
+
+	if (m)
+		fprintf(r->out, "%s: %s of %s are here%s\n", r->file, cli_human(m->off, a),
+			cli_human(partial_get(p)->what.size, b),
+			in_use ? ", and it is being received" : "");
+	else
+		fprintf(r->out, "%s: %s\n", r->file,
+			in_use ? "being received, nothing is durable yet"
+			       : "nothing of it is here");
+	if (closed && !in_use)
+		fprintf(r->out,
+			"%s: no tool opens it until the same command has finished, or "
+			"vhd-recv --abort\n",
+			r->file);
+}
+
+/* *P locked, and what FILE is closed for then. A log that was lost is no reason to leave FILE
+ * closed. */
+static int take_hold(struct recv *r, struct partial **p, enum img_receiving *state,
+		     struct img_err *err)
+{
+	if (partial_open(p, r->file, PARTIAL_FIND, err) || img_receive_state(r->file, state, err))
+		return -1;
+	if (*p || *state != IMG_RECEIVING)
+		return 0;
+	return partial_open(p, r->file, PARTIAL_MAKE, err) || img_receive_state(r->file, state, err)
+		       ? -1
+		       : 0;
+}
+
+/*
+ * Whatever its state, but for a merge that has begun: then FILE is neither old nor new. The files
+ * go first, since while FILE is closed the same command can finish this.
+ */
+static int drop(struct recv *r, struct img_err *err)
+{
+	enum img_receiving state;
+	struct partial *p = NULL;
+	char *child = partial_child(r->file);
+	bool published;
+	int rc;
+
+	rc = child ? take_hold(r, &p, &state, err) : img_err_errno(err, ENOMEM, "%s", r->file);
+	if (rc == 0 && p && state == IMG_RECEIVING_MERGE && access(child, F_OK) == 0)
+		rc = img_err_set(err, IMG_DATA,
+				 "%s: all has come and is being merged into it; the command that "
+				 "received it finishes that, or vhd-merge --delete %s",
+				 r->file, child);
+	if (rc == 0 && p) {
+		published = partial_is_published(p) && !partial_get(p)->onto;
+		rc = partial_remove(p, !published, err);
+	}
+	if (rc == 0)
+		rc = img_receive_end(r->file, err);
+	partial_close(p);
+	free(child);
+	return rc;
 }
 
 int recv_manage(struct recv *r, struct img_err *err)
 {
+	enum img_receiving state;
 	char token[STREAM_TOKEN_STR];
 	struct partial *p = NULL;
-	bool published;
-	int rc;
 
+	if (r->verb == ABORT)
+		return drop(r, err);
 	if (partial_open(&p, r->file, r->verb == STATUS ? PARTIAL_PEEK : PARTIAL_FIND, err))
 		return -1;
-	if (r->verb == STATUS)
-		print_status(r, p);
 	if (r->verb == TOKEN && p && partial_mark(p)) {
 		partial_token(p, token);
 		fprintf(r->out, "%s\n", token);
 	}
-	published = p && partial_is_published(p) && !partial_get(p)->onto;
-	if (r->verb == ABORT && p && partial_is_applied(p) && !partial_is_done(p)) {
-		img_err_set(
-			err, IMG_DATA,
-			"%s: all has come and is being merged into it; the command that received "
-			"it finishes that, or vhd-merge --delete %s",
-			r->file, partial_final(p));
+	if (r->verb == STATUS && img_receive_state(r->file, &state, err)) {
 		partial_close(p);
 		return -1;
 	}
-	rc = r->verb == ABORT && p ? partial_remove(p, !published, err) : 0;
+	if (r->verb == STATUS && r->json)
+		print_json(r, p, state != IMG_RECEIVING_NOT);
+	else if (r->verb == STATUS)
+		print_status(r, p, state != IMG_RECEIVING_NOT);
 	partial_close(p);
-	return rc;
+	return 0;
 }

@@ -1,17 +1,30 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The second half of --onto: the child that was received is merged into FILE. */
+/* --onto: FILE is closed while a child of it arrives, and then that is merged into it. */
 #include "config.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "io.h"
 #include "recv.h"
 
+int recv_close_file(struct recv *r, struct img_err *err)
+{
+	struct img_receive rec = {.open = &r->common.open,
+				  .child = r->child,
+				  .partial = partial_image(r->partial),
+				  .size = r->begin.size};
+
+	memcpy(rec.uuid, r->uuid, 16);
+	return img_receive_begin(r->base, &rec, err);
+}
+
 /* The child is whole: now it is merged, which may be interrupted and done again at any point. */
 static int apply(struct recv *r, struct img_err *err)
 {
 	struct img_open opts = r->common.open;
+	struct recv_dirs dirs;
 	struct cli_progress progress;
 	const struct img_merge merge = {.open = &opts, .progress = cli_progress, .ctx = &progress};
 	struct img_merge_stats stats;
@@ -21,6 +34,8 @@ static int apply(struct recv *r, struct img_err *err)
 
 	img_close(r->base);
 	r->base = NULL;
+	if (recv_parent_in(r, r->file, &opts, &dirs, err))
+		return -1;
 	opts.writable = opts.merge = true;
 	cli_progress_start(&progress, &r->common, "merge");
 	if (img_open(&c, r->path, &opts, err))
@@ -37,10 +52,11 @@ static int apply(struct recv *r, struct img_err *err)
 		goto out;
 	if (partial_apply(r->partial, err) || img_merge(c, &merge, &stats, err))
 		goto out;
-	rc = partial_done(r->partial, err);
+	rc = 0;
 out:
 	cli_progress_end(&progress, 0);
 	img_close(c);
+	free(dirs.own);
 	return rc;
 }
 
@@ -67,9 +83,26 @@ static int tell_uuid(struct recv *r, struct img_err *err)
 	return 0;
 }
 
+/*
+ * FILE is closed before the merge begins and opened again by its end: where it is open, a run that
+ * had begun has ended.
+ */
+static int is_merged(const struct recv *r, bool *yes, struct img_err *err)
+{
+	enum img_receiving state;
+
+	if (img_receive_state(r->file, &state, err))
+		return -1;
+	*yes = partial_is_applied(r->partial) && state == IMG_RECEIVING_NOT;
+	return 0;
+}
+
 int recv_apply(struct recv *r, struct img_err *err)
 {
-	if (!partial_is_done(r->partial) && apply(r, err))
+	bool merged;
+
+	if (is_merged(r, &merged, err) || (!merged && apply(r, err)) ||
+	    partial_done(r->partial, err))
 		return -1;
 	return drop_child(r, err) || tell_uuid(r, err) ? -1 : 0;
 }

@@ -1067,6 +1067,17 @@ tap() {
 	found merge-marker-damaged
 }
 
+@test "receive-unfinished: a warning, and no repair" {
+	disk
+	hex=$(field disk.vhd foot.uid)
+	printf 'qsm-merge 1\nchild-uuid %s\nleaf-uuid %s\nstate receiving\nleaf %s' "$hex" "$hex" "$PWD/x" \
+		>disk.vhd.merging
+	found receive-unfinished warning
+	assert_status 0
+	refused 75 vhd-check --repair disk.vhd
+	refused 75 vhd-check --undo disk.vhd
+}
+
 @test "undo-left" {
 	disk
 	zero disk.vhd 0 512

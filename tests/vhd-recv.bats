@@ -585,6 +585,22 @@ while True:
 	cmp out disk.raw
 }
 
+@test "an increment of a raw disk that has grown finds its parent" {
+	mkdir dst
+	head -c 4M /dev/urandom >base.raw
+	cp base.raw dst
+	model make child.avhd --size=4M --parent=base.raw --raw-parent --fill=20:4K
+	vhd-resize -q --size=5M child.avhd
+	vhd-send -q --checkpoint=1 --from=base.raw child.avhd >s
+	vhd-recv --verify --parent=dst/base.raw dst/child.avhd <s
+	[ "$(vhd-sum -q child.avhd | cut -c-32)" = "$(vhd-sum -q dst/child.avhd | cut -c-32)" ]
+	rm dst/child.avhd
+	head -c 50000 s | vhd-recv --parent=dst/base.raw dst/child.avhd || [ $? -eq 76 ]
+	vhd-send -q --resume="$(vhd-recv --token dst/child.avhd)" --from=base.raw child.avhd |
+		vhd-recv --parent=dst/base.raw dst/child.avhd
+	[ "$(vhd-sum -q child.avhd | cut -c-32)" = "$(vhd-sum -q dst/child.avhd | cut -c-32)" ]
+}
+
 @test "text of the other side cannot play with the terminal" {
 	small_stream
 	dump --remake t "insert:1:6:1:0,field:1:48:4a000000,field:1:49:1b5b324a476f6e65" s

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/* Before a child arrives that will be merged: may it be, and from now on nobody else opens the disk. */
+#include "config.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "img_impl.h"
+
+struct other {
+	const struct img *parent;
+	const struct img_receive *r;
+};
+
+static bool same_file(const char *a, const char *b)
+{
+	struct stat sa, sb;
+
+	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
+}
+
+/* What an earlier run has left of a child is none. */
+
+static int note_other(void *ctx, const char *path, struct img_err *err)
+{
+	const struct other *o = ctx;
+
+	if (same_file(path, o->r->child) || same_file(path, o->r->partial))
+		return 0;
+	return img_err_set(err, IMG_PREFLIGHT,
+			   "%s: is a child of %s, and would not show any more what it shows now; merge or delete it first",
+			   path, o->parent->file.path);
+}
+
+/* What merge_plan() would say when all has come. */
+static int check_sizes(const struct img_chain *c, uint64_t size, struct img_err *err)
+{
+	const struct img *l = c->layer[0], *below = c->n > 1 ? c->layer[1] : NULL;
+
+	if (size < l->info.size)
+		return img_err_set(err, IMG_DATA,
+				   "%s: %" PRIu64 " bytes, and would have %" PRIu64 ": nobody could tell what becomes of the rest",
+				   l->file.path, l->info.size, size);
+	if (size > l->info.size && !l->info.has_uuid)
+		return img_err_set(err, IMG_PREFLIGHT,
+				   "%s: a raw disk, which nothing but its size of %" PRIu64 " bytes tells from others: "
+				   "it cannot grow to %" PRIu64 " here",
+				   l->file.path, l->info.size, size);
+	if (below && size > l->info.size && below->info.size > l->info.size)
+		return img_err_set(err, IMG_PREFLIGHT,
+				   "%s: has to grow to %" PRIu64 " bytes, and would show what it hides of its larger parent %s",
+				   l->file.path, size, below->file.path);
+	return 0;
+}
+
+static int check(struct img_chain *c, const struct img_receive *r, struct img_err *err)
+{
+	const struct img *l = c->layer[0];
+	struct other o = { l, r };
+
+	if (check_sizes(c, r->size, err) < 0)
+		return -1;
+	if (l->info.saved_state)
+		return img_err_set(err, IMG_PREFLIGHT,
+				   "%s: a saved state of a virtual machine depends on it (footer byte 84)",
+				   l->file.path);
+	if (l->info.unsound)
+		return img_err_set(err, IMG_DATA, "%s: %s: repair it first", l->file.path, l->info.warning);
+	return img_kin_each(c, l, r->open, note_other, &o, err);
+}
+
+static int real_name(const char *path, char *out, size_t size, struct img_err *err)
+{
+	char *dir = io_dirname(path), *real = dir ? realpath(dir, NULL) : NULL;
+	int rc = 0;
+
+	if (!real)
+		rc = img_err_errno(err, errno, "%s", path);
+	else if (snprintf(out, size, "%s/%s", real, io_basename(path)) >= (int)size)
+		rc = img_err_errno(err, ENAMETOOLONG, "%s", path);
+	free(real);
+	free(dir);
+	return rc;
+}
+
+int img_receive_begin(struct img_chain *c, const struct img_receive *r, struct img_err *err)
+{
+	const char *real = c->layer[0]->file.real;
+	struct img_marker m = { .state = IMG_MARKER_RECEIVING }, have;
+
+	memcpy(m.child_uuid, r->uuid, 16);
+	memcpy(m.leaf_uuid, r->uuid, 16);
+	if (check(c, r, err) < 0 || real_name(r->child, m.leaf, sizeof(m.leaf), err) < 0 ||
+	    img_marker_read(real, &have, err) < 0)
+		return -1;
+	/* Files of a merge that is done are still being removed: they must be gone first. */
+	if (have.state == IMG_MARKER_MERGED)
+		return img_err_set(err, IMG_AGAIN, "%s: a merge was cut short; finish it first with: vhd-merge --to=%s %s",
+				   c->layer[0]->file.path, real, have.leaf);
+	return img_marker_store(real, &m, err);
+}
+
+/* A disk that is gone has no marker that matters. */
+static int read_marker(const char *path, char **real, struct img_marker *m, struct img_err *err)
+{
+	*m = (struct img_marker){ .state = IMG_MARKER_NONE };
+	*real = realpath(path, NULL);
+	if (!*real)
+		return errno == ENOENT || errno == ENOTDIR ? 0 : img_err_errno(err, errno, "%s", path);
+	return img_marker_read(*real, m, err);
+}
+
+int img_receive_state(const char *path, enum img_receiving *state, struct img_err *err)
+{
+	struct img_marker m;
+	char *real;
+	int rc = read_marker(path, &real, &m, err);
+
+	*state = m.state == IMG_MARKER_NONE	 ? IMG_RECEIVING_NOT :
+		 m.state == IMG_MARKER_RECEIVING ? IMG_RECEIVING :
+						   IMG_RECEIVING_MERGE;
+	free(real);
+	return rc;
+}
+
+int img_receive_end(const char *path, struct img_err *err)
+{
+	struct img_marker m;
+	char *real;
+	int rc = read_marker(path, &real, &m, err);
+
+	if (rc == 0 && m.state == IMG_MARKER_RECEIVING)
+		rc = img_marker_remove(real, err);
+	free(real);
+	return rc;
+}
