@@ -400,6 +400,9 @@ int img_open(struct img_chain **out, const char *path, const struct img_open *op
 		img_close(c);
 		return -1;
 	}
+	/* A merge has use for them first. */
+	if (opts->writable && !opts->merge)
+		img_sums_remove(c->layer[0]->file.real);
 	c->size = c->layer[0]->info.size;
 	c->ignore_saved_state = opts->ignore_saved_state;
 	*out = c;
@@ -507,10 +510,12 @@ int img_push_open(struct img_chain *c, const char *child, struct img **layer, st
 			rc = img_err_set(err, IMG_DATA, "%s: not empty: it has data at offset %" PRIu64, child,
 					 off);
 	}
-	if (rc < 0)
+	if (rc < 0) {
 		img_layer_close(l);
-	else
+	} else {
+		img_sums_remove(l->file.real);
 		*layer = l;
+	}
 	return rc;
 }
 

@@ -440,6 +440,9 @@ int img_create_finish(struct img_new *n, struct img_err *err)
 
 	if (rc == 0 && n->named)
 		rc = open_up(&l->file, err);
+	/* Those of the file that is replaced. */
+	if (rc == 0 && n->force)
+		img_sums_remove(n->file.final);
 	if (rc == 0)
 		rc = io_publish(&n->file, n->force, err);
 	if (n->named)

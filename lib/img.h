@@ -285,10 +285,48 @@ void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR]);
  */
 int img_identity(struct img_chain *c, unsigned from, unsigned to, uint8_t out[IMG_SUM_BYTES],
 		 struct img_err *err);
-/* The sum of a whole chain. PROGRESS as for img_merge(). */
-int img_sum_chain_into(struct img_chain *c, struct img_sum *s,
-		       int (*progress)(void *ctx, uint64_t done, uint64_t planned), void *ctx,
-		       struct img_err *err);
+/*
+ * Sums of the chunks of a disk are kept beside it, in FILE.sums, while nobody has written to its
+ * files (lib/sums.c says how that is known). Of small disks none are kept. All this fails
+ * silently: then they are not known, and must be read again.
+ */
+struct img_sum_how {
+	bool known;	/* chunks whose sum is known are not read */
+	uint64_t limit; /* with KNOWN: where more must be read, nothing is done. 0: no limit */
+	uint64_t seed;	/* of the chunks' sums; known are only those with seed 0 */
+	int (*progress)(void *ctx, uint64_t done, uint64_t planned);
+	void *ctx;
+	/* Told the sums as img_sum_watch() does. */
+	void (*chunks)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
+	void *chunks_ctx;
+};
+struct img_sum_result {
+	bool done;
+	char sum[IMG_SUM_STR];
+	uint64_t read; /* bytes */
+};
+/* The content sum of a chain; with seed 0 what was learned is kept. */
+int img_sum_disk(struct img_chain *c, const struct img_sum_how *how, struct img_sum_result *r,
+		 struct img_err *err);
+
+/*
+ * For whoever sums on the way: begun before C is read, given the sums of chunks in ascending order
+ * (an img_sum_watch() callback), stored when all is read. Everything takes NULL.
+ */
+struct img_sums;
+struct img_sums *img_sums_begin(struct img_chain *c);
+/*
+ * Of a new image that will stay as MADE is now, after img_create_complete(), on BASE (or NULL); to
+ * be stored when it is open under its name.
+ */
+struct img_sums *img_sums_begin_new(struct img_chain *made, const struct img_chain *base);
+void img_sums_add(void *sums, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
+void img_sums_store(struct img_sums *s, struct img_chain *c);
+void img_sums_drop(struct img_sums *s);
+/* FILE.sums goes, durably, if it is one. REAL is the resolved name of FILE. */
+void img_sums_remove(const char *real);
+
+/* The sum of a whole chain, which is read. PROGRESS as for img_merge(). */
 int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
 		  void *ctx, char out[IMG_SUM_STR], struct img_err *err);
 

@@ -110,6 +110,24 @@ void img_layer_close(struct img *l);
 int img_map_dense(struct img_chain *c, uint64_t off, uint64_t len, unsigned base,
 		  struct img_run *run, struct img_err *err);
 
+/* sum.c: the next part of a chain, OFF to END, goes into S. BUF is made, and the caller's to free. */
+struct img_sum_job {
+	int (*progress)(void *ctx, uint64_t done, uint64_t planned);
+	void *ctx;
+	uint8_t *buf;
+	uint64_t read; /* bytes */
+};
+int img_sum_range(struct img_chain *c, struct img_sum *s, uint64_t off, uint64_t end,
+		  struct img_sum_job *job, struct img_err *err);
+
+/*
+ * sums.c: what is known of the chain, that will be known of layer TO when all above is merged into
+ * it; after that it is stored. Nothing is read. From the first call on nothing is kept of the files
+ * that the merge changes.
+ */
+struct img_sums *img_sums_before_merge(struct img_chain *c, unsigned to);
+void img_sums_after_merge(struct img_sums *s, struct img_chain *c, unsigned to);
+
 /* kin.c: calls FN with the path of each disk, not of the chain, that is a child of PARENT. */
 typedef int img_kin_fn(void *ctx, const char *path, struct img_err *err);
 int img_kin_each(const struct img_chain *c, const struct img *parent, const struct img_open *opts,

@@ -108,6 +108,10 @@ int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
 int io_create_as(struct io_new *n, struct io_file *f, const char *path, const char *tmp,
 		 bool reopen, struct img_err *err);
 int io_publish(struct io_new *n, bool force, struct img_err *err);
+/* Replaces what has the name, and nothing is durable: for what can be made again. */
+int io_publish_soon(struct io_new *n, struct img_err *err);
+/* A file without a name in the folder of BESIDE. Whatever happens, it leaves nothing behind. */
+int io_scratch(struct io_file *f, const char *beside, struct img_err *err);
 /* What was not published stays under its temporary name. */
 void io_keep(struct io_new *n);
 void io_discard(struct io_new *n);

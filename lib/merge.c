@@ -117,7 +117,7 @@ static int grow(struct merge *m, struct img_err *err)
 	return merge_place(m, err);
 }
 
-static int execute(struct merge *m, struct img_err *err)
+static int fold(struct merge *m, struct img_err *err)
 {
 	struct img *target = m->target;
 
@@ -128,6 +128,18 @@ static int execute(struct merge *m, struct img_err *err)
 		return -1;
 	if (merge_walk(m, run_mark, err) < 0 || target->ops->absorb_publish(target, err) < 0)
 		return -1;
+	return 0;
+}
+
+static int execute(struct merge *m, struct img_err *err)
+{
+	struct img_sums *sums = img_sums_before_merge(m->c, m->to);
+
+	if (fold(m, err) < 0) {
+		img_sums_drop(sums);
+		return -1;
+	}
+	img_sums_after_merge(sums, m->c, m->to);
 	return merge_clean(m, err);
 }
 

@@ -19,6 +19,7 @@
 /* The merged layer L and its marker. */
 static int remove_layer(struct img *l, struct img_err *err)
 {
+	img_sums_remove(l->file.real);
 	if (io_unlink(l->file.real, err) < 0)
 		return -1;
 	return img_marker_remove(l->file.real, err);

@@ -173,6 +173,29 @@ int io_publish(struct io_new *n, bool force, struct img_err *err)
 	return io_sync_dir_of(n->final, err);
 }
 
+int io_publish_soon(struct io_new *n, struct img_err *err)
+{
+	/* With its space taken it is not found empty after power loss, which would look like
+	 * somebody else's file. */
+	io_writeback(n->file, 0, 0);
+	if (rename(n->tmp, n->final) < 0)
+		return img_err_errno(err, errno, "%s: cannot give the new file its name", n->final);
+	free(n->tmp);
+	n->tmp = NULL;
+	return 0;
+}
+
+int io_scratch(struct io_file *f, const char *beside, struct img_err *err)
+{
+	struct io_new n;
+
+	if (io_create(&n, f, beside, true, err) < 0)
+		return -1;
+	/* This is what removes the name. */
+	io_discard(&n);
+	return 0;
+}
+
 void io_discard(struct io_new *n)
 {
 	if (n->tmp)

@@ -11,7 +11,7 @@
 #include <xxhash.h>
 
 #include "bytes.h"
-#include "img.h"
+#include "img_impl.h"
 
 struct img_sum {
 	XXH3_state_t *all, *chunk_state;
@@ -158,51 +158,44 @@ void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR])
 		snprintf(out + 2 * i, 3, "%02x", c.digest[i]);
 }
 
-int img_sum_chain_into(struct img_chain *c, struct img_sum *s,
-		       int (*progress)(void *ctx, uint64_t done, uint64_t planned), void *ctx,
-		       struct img_err *err)
+int img_sum_range(struct img_chain *c, struct img_sum *s, uint64_t off, uint64_t end,
+		  struct img_sum_job *job, struct img_err *err)
 {
-	uint8_t *buf = aligned_alloc(4096, IMG_SUM_CHUNK);
-	uint64_t size = img_size(c), off = 0;
 	struct img_run run;
-	int rc = -1;
 
-	if (!buf)
+	if (!job->buf && !(job->buf = aligned_alloc(4096, IMG_SUM_CHUNK)))
 		return img_err_errno(err, ENOMEM, "sum");
-	while (off < size) {
-		if (img_map(c, off, size - off, img_layers(c), &run, err) < 0)
-			goto out;
+	for (; off < end; off += run.len) {
+		if (img_map(c, off, end - off, img_layers(c), &run, err) < 0)
+			return -1;
 		if (run.kind == IMG_DATA_RUN) {
 			run.len = u64_min(run.len, IMG_SUM_CHUNK - off % IMG_SUM_CHUNK);
-			if (img_read_run(c, &run, buf, err) < 0)
-				goto out;
-			img_sum_data(s, buf, run.len);
+			if (img_read_run(c, &run, job->buf, err) < 0)
+				return -1;
+			img_sum_data(s, job->buf, run.len);
+			job->read += run.len;
 		} else {
 			img_sum_zeros(s, run.len);
 		}
-		off += run.len;
-		if (progress && progress(ctx, off, size)) {
-			img_err_set(err, IMG_AGAIN, "interrupted");
-			goto out;
-		}
+		if (job->progress && job->progress(job->ctx, off + run.len, img_size(c)))
+			return img_err_set(err, IMG_AGAIN, "interrupted");
 	}
-	rc = 0;
-out:
-	free(buf);
-	return rc;
+	return 0;
 }
 
 int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
 		  void *ctx, char out[IMG_SUM_STR], struct img_err *err)
 {
+	struct img_sum_job job = { .progress = progress, .ctx = ctx };
 	struct img_sum *s = img_sum_new(img_size(c));
 	int rc;
 
 	if (!s)
 		return img_err_errno(err, ENOMEM, "sum");
-	rc = img_sum_chain_into(c, s, progress, ctx, err);
+	rc = img_sum_range(c, s, 0, img_size(c), &job, err);
 	if (rc == 0)
 		img_sum_final(s, out);
 	img_sum_free(s);
+	free(job.buf);
 	return rc;
 }

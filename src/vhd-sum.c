@@ -17,11 +17,12 @@ static const char help[] =
 	"      --check FILE     compare with the sums in FILE ('-': standard input)\n"
 	"      --blocks         the sum of each MiB of one disk, for vhd-send --against\n"
 	"      --seed=N         of the sums of --blocks, another one for each transfer\n"
+	"      --known          read only what is not known: sums are kept beside the disk\n"
 	"      --json           report as JSON\n"
 	CLI_HELP_CHAIN
 	CLI_HELP_COMMON;
 
-enum { OPT_CHECK = CLI_TOOL, OPT_BLOCKS, OPT_SEED };
+enum { OPT_CHECK = CLI_TOOL, OPT_BLOCKS, OPT_SEED, OPT_KNOWN };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -29,6 +30,7 @@ static const struct option options[] = {
 	{ "check", required_argument, NULL, OPT_CHECK },
 	{ "blocks", no_argument, NULL, OPT_BLOCKS },
 	{ "seed", required_argument, NULL, OPT_SEED },
+	{ "known", no_argument, NULL, OPT_KNOWN },
 	{ "json", no_argument, NULL, CLI_JSON },
 	{ NULL, 0, NULL, 0 },
 };
@@ -36,7 +38,7 @@ static const struct option options[] = {
 struct job {
 	struct cli_common common;
 	const char *check;
-	bool json, blocks, seeded;
+	bool json, blocks, seeded, known;
 	uint64_t seed;
 	int status; /* of the first that failed */
 	unsigned printed;
@@ -70,10 +72,11 @@ static void unescape_name(char *name)
 	*out = '\0';
 }
 
-static int sum_disk(struct job *j, const char *path, uint64_t *size, char sum[IMG_SUM_STR],
+static int sum_disk(struct job *j, const char *path, uint64_t *size, struct img_sum_result *r,
 		    struct img_err *err)
 {
 	struct cli_progress progress;
+	const struct img_sum_how how = {.known = j->known, .progress = cli_progress, .ctx = &progress};
 	struct img_chain *c;
 	int rc;
 
@@ -82,10 +85,19 @@ static int sum_disk(struct job *j, const char *path, uint64_t *size, char sum[IM
 	cli_warn_chain(&j->common, c);
 	*size = img_size(c);
 	cli_progress_start(&progress, &j->common, "sum");
-	rc = img_sum_chain(c, cli_progress, &progress, sum, err);
+	rc = img_sum_disk(c, &how, r, err);
 	cli_progress_end(&progress, *size);
 	img_close(c);
 	return rc;
+}
+
+/* Whoever wanted less than all read is told what it was. */
+static void tell_read(const struct job *j, const char *path, const struct img_sum_result *r)
+{
+	char human[32];
+
+	if (j->known && !j->common.quiet && !j->json)
+		cli_warn("%s: %s of it were read, the rest is known", path, cli_human(r->read, human));
 }
 
 /* Runs of equal chunks, which are mostly zeros, take one line. */
@@ -119,12 +131,18 @@ static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[I
 
 static int sum_blocks(struct job *j, const char *path, struct img_err *err)
 {
-	char uuid[IMG_UUID_STR] = "-", end[IMG_SUM_STR];
+	char uuid[IMG_UUID_STR] = "-";
 	struct cli_progress progress;
 	struct blocks blocks = { .n = 0 };
-	struct img_sum *s = NULL;
+	const struct img_sum_how how = {.known = j->known,
+					.seed = j->seed,
+					.progress = cli_progress,
+					.ctx = &progress,
+					.chunks = on_chunks,
+					.chunks_ctx = &blocks};
+	struct img_sum_result r;
 	struct img_chain *c;
-	int rc = -1;
+	int rc;
 
 	if (img_open(&c, path, &j->common.open, err) < 0)
 		return -1;
@@ -133,20 +151,13 @@ static int sum_blocks(struct job *j, const char *path, struct img_err *err)
 		img_uuid_str(img_layer_info(c, 0)->uuid, uuid);
 	printf("vhd-sums 1 %" PRIu64 " %" PRIu64 " %s\n", img_size(c), j->seed, uuid);
 	cli_progress_start(&progress, &j->common, "sum");
-	s = img_sum_new_seeded(img_size(c), j->seed);
-	if (!s) {
-		img_err_errno(err, ENOMEM, "%s", path);
-	} else {
-		img_sum_watch(s, on_chunks, &blocks);
-		rc = img_sum_chain_into(c, s, cli_progress, &progress, err);
-	}
+	rc = img_sum_disk(c, &how, &r, err);
 	if (rc == 0) {
 		print_run(&blocks);
-		img_sum_final(s, end);
-		printf("end %s\n", end);
+		printf("end %s\n", r.sum);
+		tell_read(j, path, &r);
 	}
 	cli_progress_end(&progress, img_size(c));
-	img_sum_free(s);
 	img_close(c);
 	return rc;
 }
@@ -170,15 +181,18 @@ static void parse_seed(struct job *j, const char *s)
 	j->seeded = true;
 }
 
-static void print_result(struct job *j, const char *path, uint64_t size, const char *sum,
-			 const char *want)
+static void print_result(struct job *j, const char *path, uint64_t size,
+			 const struct img_sum_result *r, const char *want)
 {
+	const char *sum = r->sum;
 	bool ok = want && strcmp(sum, want) == 0;
 
 	if (j->json) {
 		fputs(j->printed++ ? ",{\"file\":" : "{\"file\":", stdout);
 		cli_json_string(stdout, path);
 		printf(",\"size\":%" PRIu64 ",\"sum\":\"%s\"", size, sum);
+		if (j->known)
+			printf(",\"read\":%" PRIu64, r->read);
 		if (want)
 			printf(",\"ok\":%s", ok ? "true" : "false");
 		putchar('}');
@@ -195,15 +209,16 @@ static void print_result(struct job *j, const char *path, uint64_t size, const c
 static void do_disk(struct job *j, const char *path, const char *want)
 {
 	struct img_err err = { 0 };
-	char sum[IMG_SUM_STR];
+	struct img_sum_result r;
 	uint64_t size;
 	int status = 0;
 
-	if (sum_disk(j, path, &size, sum, &err) < 0) {
+	if (sum_disk(j, path, &size, &r, &err) < 0) {
 		status = cli_fail(&err);
 	} else {
-		print_result(j, path, size, sum, want);
-		if (want && strcmp(sum, want) != 0)
+		tell_read(j, path, &r);
+		print_result(j, path, size, &r, want);
+		if (want && strcmp(r.sum, want) != 0)
 			status = IMG_DATA;
 	}
 	if (!j->status)
@@ -274,6 +289,7 @@ int main(int argc, char **argv)
 			j.check = optarg;
 		j.json |= opt == CLI_JSON;
 		j.blocks |= opt == OPT_BLOCKS;
+		j.known |= opt == OPT_KNOWN;
 		if (opt == OPT_SEED)
 			parse_seed(&j, optarg);
 	}
@@ -283,6 +299,8 @@ int main(int argc, char **argv)
 		cli_usage("--blocks is for one disk, without --check and --json");
 	if (j.seeded && !j.blocks)
 		cli_usage("--seed goes with --blocks");
+	if (j.known && j.seed)
+		cli_usage("--known: what is known are sums without a seed");
 	cli_catch_signals();
 	j.common.open.maybe_raw = true;
 	if (j.blocks) {
