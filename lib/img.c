@@ -397,6 +397,18 @@ int img_create_begin(struct img_new **out, const char *path, const struct img_cr
 	return -1;
 }
 
+int img_forget_from(struct img *l, uint64_t off, struct img_err *err)
+{
+	uint64_t size;
+
+	if (io_size(&l->file, &size, err) < 0)
+		return -1;
+	if (size < off)
+		return img_err_set(err, IMG_DATA, "%s: %" PRIu64 " bytes were written, %" PRIu64 " are there",
+				   l->file.path, off, size);
+	return io_truncate(&l->file, off, err);
+}
+
 int img_create_resume(struct img_new **out, const char *path, const struct img_create *opts,
 		      uint64_t off, uint64_t end, struct img_err *err)
 {

@@ -105,6 +105,8 @@ enum img_raw { RAW_NEVER, RAW_MAYBE, RAW_ALWAYS };
 int img_layer_open(struct img **out, const char *path, bool writable, bool unlocked,
 		   enum img_raw raw, struct img_err *err);
 void img_layer_close(struct img *l);
+/* A file whose bytes are the disk's loses those from OFF on; what is below must be there. */
+int img_forget_from(struct img *l, uint64_t off, struct img_err *err);
 
 /* map.c: img_map() without a look at the file system's holes, which costs a system call a run. */
 int img_map_dense(struct img_chain *c, uint64_t off, uint64_t len, unsigned base,

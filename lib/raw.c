@@ -68,7 +68,7 @@ static int raw_recreate(struct img *l, const struct img_create *opts, uint64_t o
 	(void)end;
 	l->info.type = IMG_RAW;
 	l->info.size = opts->size;
-	return io_truncate(&l->file, off, err) < 0 ? -1 : io_truncate(&l->file, opts->size, err);
+	return img_forget_from(l, off, err) < 0 ? -1 : io_truncate(&l->file, opts->size, err);
 }
 
 static int raw_settle(struct img *l, uint64_t *end, struct img_err *err)

@@ -153,26 +153,39 @@ static int reopen_sparse(struct img *l, const struct img_create *o, struct img_e
 	return vhd_build_begin(l, err);
 }
 
+/*
+ * What came later goes with the end of the file, and the footer with it. So it is made anew: it may
+ * not be there, if the run that was to do this died in between.
+ */
+static int recreate_fixed(struct img *l, const struct img_create *o, uint64_t off, struct img_err *err)
+{
+	struct vhd *v = l->state;
+
+	fill_footer(&v->footer, o);
+	vhd_footer_encode(&v->footer, v->footer_raw);
+	fill_info(l, v, o);
+	v->footer_off = o->size;
+	if (img_forget_from(l, off, err) < 0)
+		return -1;
+	return io_write(&l->file, v->footer_raw, VHD_FOOTER_LEN, o->size, err);
+}
+
 int vhd_recreate(struct img *l, const struct img_create *o, uint64_t off, uint64_t end,
 		 struct img_err *err)
 {
 	struct vhd *v = calloc(1, sizeof(*v));
-	uint64_t at = o->type == IMG_FIXED ? o->size : 0;
 
 	if (!v)
 		return img_err_errno(err, ENOMEM, "%s", l->file.path);
 	l->state = v;
-	if (io_read(&l->file, v->footer_raw, VHD_FOOTER_LEN, at, err) < 0)
+	if (o->type == IMG_FIXED)
+		return recreate_fixed(l, o, off, err);
+	if (io_read(&l->file, v->footer_raw, VHD_FOOTER_LEN, 0, err) < 0)
 		return -1;
 	if (vhd_footer_decode(v->footer_raw, &v->footer) != VHD_OK || v->footer.size != o->size ||
 	    memcmp(v->footer.uuid, o->uuid, 16) != 0)
 		return img_err_set(err, IMG_DATA, "%s: the footer is not the one that was begun",
 				   l->file.path);
 	fill_info(l, v, o);
-	if (o->type != IMG_FIXED)
-		return reopen_sparse(l, o, err) < 0 ? -1 : vhd_build_resume(l, off, end, err);
-	v->footer_off = o->size;
-	if (io_truncate(&l->file, off, err) < 0)
-		return -1;
-	return io_write(&l->file, v->footer_raw, VHD_FOOTER_LEN, o->size, err);
+	return reopen_sparse(l, o, err) < 0 ? -1 : vhd_build_resume(l, off, end, err);
 }

@@ -242,6 +242,9 @@ static int finish(struct recv *r, struct img_err *err)
 	r->new = NULL;
 	if (new && img_create_finish(new, err))
 		return -1;
+	/* The run that gave it its name may have died before that was durable. */
+	if (r->published && io_sync_dir_of(r->path, err))
+		return -1;
 	return r->onto ? recv_apply(r, err) : 0;
 }
 

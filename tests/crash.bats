@@ -62,10 +62,24 @@ sample() {
 	sample fill 2500
 }
 
+@test "crash: a stream that is received, cut and gone on with: no disk, or the whole one" {
+	sample recv 1200
+}
+
+@test "crash: a stream onto a disk: the old one, closed, or the new one" {
+	sample onto 1200
+}
+
+@test "crash: what was received is given up" {
+	sample abort 800
+}
+
 @test "crash: no call that changes files escapes the recording" {
 	local lib=$QSM_BUILD/lib/libimg.a calls=$top/tests/crash/calls unknown known f p
-	comm -23 <(nm -u "$lib" | awk 'NF == 2 { print $2 }' | sort -u) \
-		<(nm "$lib" | awk 'NF == 3 && $2 != "U" { print $3 }' | sort -u) >"$BATS_TEST_TMPDIR/called"
+	# and what vhd-recv does
+	local all=("$lib" "$QSM_BUILD"/src/libcli.a "$QSM_BUILD"/src/{recv,recv_base,recv_onto,recv_manage,partial}.o)
+	comm -23 <(nm -u "${all[@]}" | awk 'NF == 2 { print $2 }' | sort -u) \
+		<(nm "${all[@]}" | awk 'NF == 3 && $2 != "U" { print $3 }' | sort -u) >"$BATS_TEST_TMPDIR/called"
 	[ -s "$BATS_TEST_TMPDIR/called" ]
 	set -f
 	known=$(sed -n 's/^\(changes\|harmless\) //p' "$calls")

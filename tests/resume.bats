@@ -260,6 +260,26 @@ came_whole() {
 	came_whole dynamic
 }
 
+@test "killed while it forgets what came after the last durable place" {
+	local t
+	for t in fixed raw; do
+		send_cut 3900000 | vhd-recv --type=$t out || [ $? -eq 76 ]
+		# What goes is the end of the file, and with it a fixed disk's footer.
+		truncate -s 3M .out.partial.tmp
+		send | vhd-recv --verify out
+		came_whole $t
+		rm out
+		# What was durable is missing: never a disk with zeros in its place.
+		send_cut 3900000 | vhd-recv --type=$t out || [ $? -eq 76 ]
+		truncate -s 2M .out.partial.tmp
+		send >rest
+		run --separate-stderr vhd-recv out <rest
+		assert_status 65
+		[ ! -e out ]
+		vhd-recv --abort out
+	done
+}
+
 @test "a second receiver waits and gives up" {
 	mkfifo pipe
 	{ send_cut 3500000; exec sleep 30; } >pipe 3>&- &

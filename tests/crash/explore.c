@@ -38,7 +38,8 @@
 #include "ops.h"
 
 static const struct op *const ops[] = {&op_merge, &op_flatten, &op_snap,     &op_create, &op_fill,
-				       &op_guest, &op_resize,  &op_reparent, &op_repair, NULL};
+				       &op_guest, &op_resize,  &op_reparent, &op_repair, &op_recv,
+				       &op_onto,  &op_drop,    NULL};
 
 #define DEPTH 2	    /* how often a run that finishes is cut short again */
 #define MASK_BITS 6 /* up to so many open decisions every combination is tried */
@@ -118,7 +119,7 @@ static int one_run(struct job *j, struct session *s, struct fault f, bool again,
 	int rc;
 
 	j->w.runs++;
-	record_start(j->w.dir, &s->base, &s->tape, f);
+	record_start(j->w.dir, j->w.pool, &s->base, &s->tape, f);
 	rc = j->op->run(&j->w, s->ctx, again, err);
 	s->calls = record_stop();
 	s->ok = rc == 0;
@@ -381,7 +382,7 @@ static bool one_kill(struct job *j, struct session *s, struct fault f)
 		struct tape t = {0};
 		struct img_err err = {0};
 
-		record_start(j->w.dir, &s->base, &t, f);
+		record_start(j->w.dir, j->w.pool, &s->base, &t, f);
 		j->op->run(&j->w, s->ctx, false, &err);
 		_exit(0);
 	}

@@ -456,6 +456,27 @@ static void store_file(const struct node *n, int k, const char *path, const char
 		die("%s: %s", path, strerror(errno));
 }
 
+bool fs_pool_link(const char *pool, int k, const char *path, unsigned mode)
+{
+	char kept[2 * FS_PATH];
+	mode_t mask = umask(0);
+	struct stat st;
+	bool ok;
+	int fd;
+
+	umask(mask);
+	if (k >= FS_NODES)
+		die("too many files");
+	pool_path(kept, pool, k);
+	fd = open(kept, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	if (fd < 0 || fstat(fd, &st) < 0 || st.st_nlink != 1)
+		die("%s: in use already", kept);
+	kept_ino[k] = st.st_ino;
+	ok = fchmod(fd, mode & ~mask) == 0 && link(kept, path) == 0;
+	close(fd);
+	return ok;
+}
+
 /* The folder of PATH; there is one level below the root at the most. */
 static void need_folder(const char *path, const char *name)
 {

@@ -101,6 +101,8 @@ uint64_t fs_hash(const struct fs *fs);
  * POOL, a folder beside ROOT.
  */
 void fs_store(const struct fs *fs, const char *root, const char *pool);
+/* PATH, which is not there, becomes an empty file with the inode of node K. False: errno. */
+bool fs_pool_link(const char *pool, int k, const char *path, unsigned mode);
 void fs_load(struct fs *fs, const char *root, const char *pool);
 void fs_empty(const char *path);
 /* Tells the first difference; NULL: none. */

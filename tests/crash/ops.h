@@ -42,7 +42,7 @@ struct op {
 };
 
 extern const struct op op_merge, op_flatten, op_resize, op_reparent, op_repair, op_snap, op_create,
-	op_fill, op_guest;
+	op_fill, op_guest, op_recv, op_onto, op_drop;
 
 /* How disks of this scenario are opened. */
 struct img_open open_as(const struct world *w);

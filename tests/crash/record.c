@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -26,6 +27,7 @@
 
 static struct {
 	const char *root; /* NULL: not recording */
+	const char *pool;
 	const struct fs *base;
 	struct tape *t;
 	struct fault f;
@@ -35,7 +37,8 @@ static struct {
 	ino_t ino[FS_NODES]; /* by node; 0: gone */
 } rec;
 
-void record_start(const char *root, const struct fs *base, struct tape *t, struct fault f)
+void record_start(const char *root, const char *pool, const struct fs *base, struct tape *t,
+		  struct fault f)
 {
 	struct stat st;
 	char path[2 * FS_PATH];
@@ -55,6 +58,7 @@ void record_start(const char *root, const struct fs *base, struct tape *t, struc
 		t->nodes = base->nodes;
 	}
 	rec.root = root;
+	rec.pool = pool;
 	rec.base = base;
 	rec.t = t;
 	rec.f = f;
@@ -346,6 +350,44 @@ static int sync_fd(int fd, int (*call)(int))
 	return rc;
 }
 
+static struct {
+	bool late, waits;
+	void *(*fn)(void *);
+	void *arg;
+} thread;
+
+void record_threads(bool late)
+{
+	thread.late = late;
+	thread.waits = false;
+}
+
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
+int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+{
+	(void)attr;
+	if (thread.waits)
+		die("two threads");
+	memset(t, 0, sizeof(*t));
+	thread.waits = thread.late;
+	thread.fn = fn;
+	thread.arg = arg;
+	if (!thread.late)
+		fn(arg);
+	return 0;
+}
+
+int __wrap_pthread_join(pthread_t t, void **result);
+int __wrap_pthread_join(pthread_t t, void **result)
+{
+	(void)t, (void)result;
+	if (thread.waits) {
+		thread.waits = false;
+		thread.fn(thread.arg);
+	}
+	return 0;
+}
+
 CALL(int, fsync, int fd)
 {
 	return sync_fd(fd, __real_fsync);
@@ -354,6 +396,18 @@ CALL(int, fsync, int fd)
 CALL(int, fdatasync, int fd)
 {
 	return sync_fd(fd, __real_fdatasync);
+}
+
+/* Our own calls are not recorded. */
+static bool pool_link(const char *path, mode_t mode)
+{
+	const char *root = rec.root;
+	bool ok;
+
+	rec.root = NULL;
+	ok = fs_pool_link(rec.pool, rec.t->nodes, path, mode);
+	rec.root = root;
+	return ok;
 }
 
 int __real_open(const char *path, int flags, ...);
@@ -376,7 +430,10 @@ int __wrap_open(const char *path, int flags, ...)
 	if (due(false))
 		return -1;
 	absent = lstat(path, &st) < 0;
-	fd = __real_open(path, flags, mode);
+	/* With the inode that it will have whenever this state is made. */
+	if (absent && !pool_link(path, mode))
+		return -1;
+	fd = __real_open(path, absent ? flags & ~O_EXCL : flags, mode);
 	if (fd < 0)
 		return fd;
 	if (absent) {

@@ -19,13 +19,16 @@ struct fault {
 
 /*
  * From here on every change below ROOT, which holds BASE, is added to T. A tape that has events is
- * continued. Only the calling thread's changes are allowed.
+ * continued. Only the calling thread's changes are allowed: a thread that the code under test
+ * starts does its work at once, or when it is waited for (record_threads).
  */
-void record_start(const char *root, const struct fs *base, struct tape *t, struct fault f);
+void record_start(const char *root, const char *pool, const struct fs *base, struct tape *t,
+		  struct fault f);
 /* Returns the number of calls that could have been made to fail. */
 unsigned record_stop(void);
 void record_note(uint64_t number);
 /* Whether the fault came: the call number exists. */
 bool record_fault_hit(void);
+void record_threads(bool late);
 
 #endif
