@@ -23,8 +23,7 @@ static bool same_file(const char *a, const char *b)
 	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
 }
 
-/* What an earlier run has left of a child is none. */
-
+/* What an earlier run has left of the same child is none. */
 static int note_other(void *ctx, const char *path, struct img_err *err)
 {
 	const struct other *o = ctx;

@@ -318,7 +318,6 @@ static int execute(struct check *c, struct ranges *s, struct img_err *err)
 
 /* --- from outside --------------------------------------------------------------------------- */
 
-/* What an earlier run left half done is put back first. */
 /* What arrives for the disk is for the one that it is now. */
 static int not_receiving(const char *path, struct img_err *err)
 {
@@ -334,6 +333,7 @@ static int not_receiving(const char *path, struct img_err *err)
 				   path, path);
 }
 
+/* What an earlier run left half done is put back first. */
 static int settle(struct check *c, const struct img_check *opts, struct img_err *err)
 {
 	bool pending;
