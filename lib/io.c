@@ -315,12 +315,37 @@ int io_copy(struct io_file *from, uint64_t from_off, struct io_file *to, uint64_
 	return copy_by_buffer(from, from_off, to, to_off, len, err);
 }
 
+/*
+ * A question may cost the file system time for every extent, or page, of what it answers about,
+ * so an answer is kept. Only "data" is: a hole that is punched meanwhile then counts as data,
+ * which reads as the same zeros.
+ */
+static bool known_data(struct io_file *f, uint64_t off, uint64_t *len)
+{
+	bool known;
+
+	pthread_mutex_lock(&f->mutex);
+	known = off >= f->data && off < f->data_end;
+	if (known)
+		*len = u64_min(*len, f->data_end - off);
+	pthread_mutex_unlock(&f->mutex);
+	return known;
+}
+
+static void keep_data(struct io_file *f, uint64_t off, uint64_t end)
+{
+	pthread_mutex_lock(&f->mutex);
+	f->data = off;
+	f->data_end = end;
+	pthread_mutex_unlock(&f->mutex);
+}
+
 int io_extent(struct io_file *f, uint64_t off, uint64_t *len, bool *hole, struct img_err *err)
 {
 	off_t at;
 
 	*hole = false;
-	if (f->block_device)
+	if (f->block_device || known_data(f, off, len))
 		return 0;
 	at = lseek(f->fd, (off_t)off, SEEK_DATA);
 	if (at < 0 && errno == ENXIO) {
@@ -337,8 +362,10 @@ int io_extent(struct io_file *f, uint64_t off, uint64_t *len, bool *hole, struct
 		return 0;
 	}
 	at = lseek(f->fd, (off_t)off, SEEK_HOLE);
-	if (at >= 0 && (uint64_t)at > off)
+	if (at >= 0 && (uint64_t)at > off) {
 		*len = u64_min(*len, (uint64_t)at - off);
+		keep_data(f, off, (uint64_t)at);
+	}
 	return 0;
 }
 

@@ -28,6 +28,7 @@ struct io_file {
 	uint64_t started, finished;
 	bool syncing;
 	int failed;	/* errno of a failed sync: final, the kernel may have dropped the data */
+	uint64_t data, data_end; /* where io_extent() found no hole; under the mutex */
 };
 
 enum io_lock {

@@ -5,7 +5,7 @@
 #include <inttypes.h>
 
 /* Below this a question to the file system about holes costs more than reading zeros. */
-#define EXTENT_MIN 4096u
+#define EXTENT_MIN (32u << 10)
 
 /* What the layers above BASE have at OFF: one run, not yet the longest. */
 static int map_once(struct img_chain *c, uint64_t off, uint64_t len, unsigned base, bool holes,
