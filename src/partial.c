@@ -43,8 +43,13 @@ struct partial {
 	uint64_t image_end, time, inode;
 	struct run runs[MAX_RUNS];
 	size_t nruns;
-	/* the mark that is being made durable */
+	/* the thread that waits for the disk */
 	pthread_t thread;
+	pthread_mutex_t mutex;
+	pthread_cond_t change;
+	bool started, quit;
+	bool begin, beginning; /* what was written shall go to the disk; it does */
+	/* the mark that is being made durable */
 	bool busy;
 	struct img_new *new;
 	struct stream_mark next;
@@ -356,9 +361,23 @@ static int lock_log(struct partial *p, enum partial_open how, struct img_err *er
 			   p->file);
 }
 
+static void end_thread(struct partial *p)
+{
+	if (!p->started)
+		return;
+	pthread_mutex_lock(&p->mutex);
+	p->quit = true;
+	pthread_cond_broadcast(&p->change);
+	pthread_mutex_unlock(&p->mutex);
+	pthread_join(p->thread, NULL);
+	p->started = false;
+}
+
 static void forget(struct partial *p)
 {
 	io_close(&p->log);
+	pthread_mutex_destroy(&p->mutex);
+	pthread_cond_destroy(&p->change);
 	free(p->image);
 	free(p->child);
 	free(p->path);
@@ -374,6 +393,8 @@ int partial_open(struct partial **out, const char *file, enum partial_open how, 
 	if (!p)
 		return img_err_errno(err, ENOMEM, "%s", file);
 	io_init(&p->log);
+	pthread_mutex_init(&p->mutex, NULL);
+	pthread_cond_init(&p->change, NULL);
 	p->file = file;
 	p->image = name_beside(file, "partial");
 	p->child = partial_child(file);
@@ -398,6 +419,7 @@ void partial_close(struct partial *p)
 	if (!p)
 		return;
 	(void)partial_wait(p, &ignored);
+	end_thread(p);
 	forget(p);
 }
 
@@ -492,29 +514,101 @@ int partial_resume(struct partial *p, struct img_sum *content, struct img_err *e
 
 /* Marks */
 
-static void *settle(void *arg)
+static void settle(struct partial *p)
 {
-	struct partial *p = arg;
 	uint8_t buf[MARK_LEN];
 
 	mark_put(buf, &p->next, p->next_end, p->inode, p->next_complete);
 	if (img_create_sync(p->new, &p->err) || append(p, MARK, buf, sizeof(buf), &p->err) ||
 	    io_sync(&p->log, &p->err))
-		return NULL;
+		return;
 	p->mark = p->next;
 	p->image_end = p->next_end;
 	p->complete = p->next_complete;
 	p->marked = true;
+}
+
+/* The disk's work, beside the stream's: marks, and between them a start with what was written. */
+static void *serve(void *arg)
+{
+	struct partial *p = arg;
+
+	pthread_mutex_lock(&p->mutex);
+	while (!p->quit) {
+		if (p->busy) {
+			pthread_mutex_unlock(&p->mutex);
+			settle(p);
+			pthread_mutex_lock(&p->mutex);
+			p->busy = false;
+			pthread_cond_broadcast(&p->change);
+		} else if (p->begin) {
+			p->begin = false;
+			p->beginning = true;
+			pthread_mutex_unlock(&p->mutex);
+			img_writeback(img_new_chain(p->new));
+			pthread_mutex_lock(&p->mutex);
+			p->beginning = false;
+			pthread_cond_broadcast(&p->change);
+		} else {
+			pthread_cond_wait(&p->change, &p->mutex);
+		}
+	}
+	pthread_mutex_unlock(&p->mutex);
 	return NULL;
+}
+
+static bool start(struct partial *p)
+{
+	if (!p->started)
+		p->started = pthread_create(&p->thread, NULL, serve, p) == 0;
+	return p->started;
+}
+
+/* For the mark that is under way; its failure is that of all that come. */
+static int wait_mark(struct partial *p, struct img_err *err)
+{
+	pthread_mutex_lock(&p->mutex);
+	while (p->busy)
+		pthread_cond_wait(&p->change, &p->mutex);
+	pthread_mutex_unlock(&p->mutex);
+	return p->err.code ? img_err_set(err, p->err.code, "%s", p->err.msg) : 0;
 }
 
 int partial_wait(struct partial *p, struct img_err *err)
 {
-	if (p->busy) {
-		pthread_join(p->thread, NULL);
-		p->busy = false;
+	int rc = wait_mark(p, err);
+
+	pthread_mutex_lock(&p->mutex);
+	p->begin = false;
+	while (p->beginning)
+		pthread_cond_wait(&p->change, &p->mutex);
+	pthread_mutex_unlock(&p->mutex);
+	return rc;
+}
+
+void partial_writeback(struct partial *p, struct img_new *new)
+{
+	if (!start(p))
+		return;
+	pthread_mutex_lock(&p->mutex);
+	p->new = new;
+	p->begin = true;
+	pthread_cond_broadcast(&p->change);
+	pthread_mutex_unlock(&p->mutex);
+}
+
+/* Hands the mark to the thread, or without one does what it would. */
+static void hand_over(struct partial *p)
+{
+	if (!start(p)) {
+		settle(p);
+		return;
 	}
-	return p->err.code ? img_err_set(err, p->err.code, "%s", p->err.msg) : 0;
+	pthread_mutex_lock(&p->mutex);
+	p->busy = true;
+	p->begin = false;
+	pthread_cond_broadcast(&p->change);
+	pthread_mutex_unlock(&p->mutex);
 }
 
 int partial_set_mark(struct partial *p, struct img_new *new, const struct stream_mark *mark,
@@ -523,7 +617,7 @@ int partial_set_mark(struct partial *p, struct img_new *new, const struct stream
 	bool first = !p->marked;
 	struct stat st;
 
-	if (partial_wait(p, err) || flush_runs(p, err))
+	if (wait_mark(p, err) || flush_runs(p, err))
 		return -1;
 	if (img_create_settle(new, &p->next_end, err))
 		return -1;
@@ -536,11 +630,8 @@ int partial_set_mark(struct partial *p, struct img_new *new, const struct stream
 	/* The names must be durable before the mark counts. */
 	if (first && io_sync_dir_of(p->path, err))
 		return -1;
-	if (pthread_create(&p->thread, NULL, settle, p) == 0)
-		p->busy = true;
-	else
-		settle(p);
-	return last || !p->busy ? partial_wait(p, err) : 0;
+	hand_over(p);
+	return last || !p->started ? partial_wait(p, err) : 0;
 }
 
 static int note(struct partial *p, uint32_t type, bool *what, struct img_err *err)

@@ -78,6 +78,8 @@ void partial_chunks(struct partial *p, uint64_t first, uint64_t n, const uint8_t
  */
 int partial_set_mark(struct partial *p, struct img_new *new, const struct stream_mark *mark,
 		     bool last, struct img_err *err);
+/* Lets the disk begin with what was written to NEW, beside the stream. */
+void partial_writeback(struct partial *p, struct img_new *new);
 /* Waits for what is under way. */
 int partial_wait(struct partial *p, struct img_err *err);
 

@@ -192,7 +192,7 @@ static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct 
 	r->unwritten += len;
 	if (r->unwritten >= WRITEBACK) {
 		r->unwritten = 0;
-		img_writeback(img_new_chain(r->new));
+		partial_writeback(r->partial, r->new);
 	}
 	return show(r, err);
 }
