@@ -33,6 +33,7 @@ struct stream_pipe {
 	uint64_t rate;	    /* bytes a second when writing, 0: no limit */
 	const uint64_t *live_rate; /* the same, looked at again and again; NULL: RATE stays */
 	uint64_t checkpoint; /* bytes between checkpoints when writing, 0: the usual */
+	unsigned threads;    /* that compress when writing, if there is memory; 0 or 1: none */
 	uint64_t ready;	    /* when the next byte may go; nanoseconds, private */
 };
 

@@ -106,9 +106,51 @@ int stream_pipe_read(struct stream_pipe *p, void *buf, size_t min, size_t max, s
 struct stream_codec;
 struct stream_codec *stream_codec_new(int level, struct img_err *err);
 void stream_codec_free(struct stream_codec *c);
-/* Length in DST, which has LEN bytes; 0: it does not pay, send as it is. */
-size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst);
+/* What one of a writer takes. */
+size_t stream_codec_memory(int level);
+/*
+ * Length in DST, which has LEN bytes; 0: it does not pay, send as it is. *FAILED is set when it
+ * is not known.
+ */
+size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst, bool *failed);
 /* False: it is not a frame of exactly LEN bytes. */
 bool stream_unpack(struct stream_codec *c, const void *src, size_t stored, void *dst, size_t len);
+
+/* A range of the disk. */
+struct stream_run {
+	uint64_t off, len;
+	const uint8_t *data; /* NULL: zeros */
+	const uint8_t *packed;
+	size_t stored; /* bytes of PACKED; 0: not compressed */
+};
+/* Shorter zeros in data stay data: they cost less than two more records. */
+#define STREAM_ZERO_UNIT (64u << 10)
+/* Takes the first run of zeros, or of data without, off *REST. */
+struct stream_run stream_run_first(struct stream_run *rest);
+
+/* stream_crew.c. One thread, the caller's, uses all of these. */
+#define STREAM_BATCH_PIECES 256
+struct stream_batch {
+	uint8_t *raw, *packed;
+	size_t used; /* of RAW, which has room for another STREAM_PIECE */
+	struct stream_run pieces[STREAM_BATCH_PIECES];
+	unsigned npieces, nruns;
+	/* Made of the pieces, with a cut at most wherever a unit begins inside one. */
+	struct stream_run runs[2 * STREAM_BATCH_PIECES + 2 * STREAM_PIECE / STREAM_ZERO_UNIT];
+	bool done, failed;
+};
+struct stream_crew;
+/* At most THREADS, and less where memory would not be bounded. */
+struct stream_crew *stream_crew_new(int level, unsigned threads, struct img_err *err);
+void stream_crew_free(struct stream_crew *c);
+/* The batch that is being filled; NULL: all are on their way, one must be emptied first. */
+struct stream_batch *stream_crew_room(struct stream_crew *c);
+bool stream_batch_full(const struct stream_batch *b);
+/* It goes to the threads. */
+void stream_crew_fill(struct stream_crew *c);
+/* The oldest of them; NULL: there is none, or without WAIT, it is not done. */
+struct stream_batch *stream_crew_next(struct stream_crew *c, bool wait);
+/* Its pieces are not needed any more. */
+void stream_crew_empty(struct stream_crew *c);
 
 #endif

@@ -17,12 +17,11 @@ enum {
 	SPACE = 2 << 20,      /* of data, read but not yet written */
 	FLUSH_AT = 512 << 10, /* still in the processor's cache */
 	QUEUE = 256,	      /* records */
-	ZERO_UNIT = 64 << 10, /* shorter zeros stay data: they cost less than two more records */
 };
 
 struct stream_writer {
 	struct stream_pipe to;
-	struct stream_codec *codec;
+	struct stream_crew *crew; /* where DATA is compressed */
 	enum stream_kind kind;
 	uint64_t size, seed, seq;
 	uint64_t pos; /* of the disk: everything below was given */
@@ -34,8 +33,8 @@ struct stream_writer {
 	uint64_t mark_bytes;	     /* the last checkpoint */
 	struct timespec mark_time;
 	bool broken; /* the pipe took a part of a record and no more */
-	uint8_t *space, *packed, *control;
-	size_t used, packed_used;
+	uint8_t *space, *control;
+	size_t used;
 	uint8_t heads[QUEUE][STREAM_HEADER];
 	struct iovec iov[2 * QUEUE + 1];
 	int nheads, niov;
@@ -46,10 +45,9 @@ void stream_writer_free(struct stream_writer *w)
 {
 	if (!w)
 		return;
-	stream_codec_free(w->codec);
+	stream_crew_free(w->crew);
 	img_sum_free(w->content);
 	free(w->space);
-	free(w->packed);
 	free(w->control);
 	free(w);
 }
@@ -59,7 +57,7 @@ static int flush(struct stream_writer *w, struct img_err *err)
 	int n = w->niov;
 
 	w->niov = w->nheads = 0;
-	w->queued = w->packed_used = w->used = 0;
+	w->queued = w->used = 0;
 	if (w->broken)
 		return img_err_set(err, IMG_BUG, "%s: written to after an error", w->to.name);
 	if (w->to.fd >= 0 && stream_pipe_write(&w->to, w->iov, n, err)) {
@@ -113,22 +111,15 @@ static void new_sum(const struct stream_writer *w, struct stream_marks *m)
 
 static int allocate(struct stream_writer *w, int level, struct img_err *err)
 {
-	void *space = NULL, *packed = NULL;
+	void *space = NULL;
 
-	if (posix_memalign(&space, 4096, SPACE) || !(w->control = malloc(STREAM_MAX_CONTROL)))
-		goto nomem;
+	w->control = malloc(STREAM_MAX_CONTROL);
+	if (!w->control || (!level && posix_memalign(&space, 4096, SPACE)))
+		return img_err_errno(err, ENOMEM, "%s", w->to.name);
 	w->space = space;
-	if (!level)
-		return 0;
-	if (posix_memalign(&packed, 4096, SPACE))
-		goto nomem;
-	w->packed = packed;
-	w->codec = stream_codec_new(level, err);
-	return w->codec ? 0 : -1;
-nomem:
-	if (!w->space)
-		free(space);
-	return img_err_errno(err, ENOMEM, "%s", w->to.name);
+	if (level)
+		w->crew = stream_crew_new(level, w->to.threads, err);
+	return level && !w->crew ? -1 : 0;
 }
 
 static struct stream_writer *writer_new(const struct stream_pipe *to, int level,
@@ -254,16 +245,6 @@ uint64_t stream_write_sent(const struct stream_writer *w)
 	return w->totals.wire_bytes - w->skipped;
 }
 
-int stream_write_space(struct stream_writer *w, size_t len, uint8_t **buf, struct img_err *err)
-{
-	if (len > STREAM_PIECE)
-		return img_err_set(err, IMG_BUG, "%s: a piece of %zu bytes", w->to.name, len);
-	if (w->used + len > SPACE && flush(w, err))
-		return -1;
-	*buf = w->space + w->used;
-	return 0;
-}
-
 static int in_order(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err)
 {
 	if (!len || off < w->pos || off > w->size || len > w->size - off ||
@@ -304,34 +285,23 @@ static int add_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct 
 	return 0;
 }
 
-static int add_data(struct stream_writer *w, uint64_t off, const uint8_t *buf, size_t len,
-		    struct img_err *err)
+static int add_data(struct stream_writer *w, const struct stream_run *r, struct img_err *err)
 {
-	struct stream_head h = {.off = off,
-				.len = len,
-				.stored = (uint32_t)len,
+	struct stream_head h = {.off = r->off,
+				.len = r->len,
+				.stored = (uint32_t)(r->stored ? r->stored : r->len),
 				.type = STREAM_DATA,
 				.flags = STREAM_CRITICAL};
-	size_t n;
 
 	if (emit_zero(w, err))
 		return -1;
 	if (w->content)
-		img_sum_data(w->content, buf, len);
+		img_sum_data(w->content, r->data, (size_t)r->len);
 	w->totals.data_records++;
-	w->totals.data_bytes += len;
-	if (!w->codec)
-		return emit(w, &h, buf, err);
-	if (w->packed_used + len > SPACE && flush(w, err))
-		return -1;
-	n = stream_pack(w->codec, buf, len, w->packed + w->packed_used);
-	if (!n)
-		return emit(w, &h, buf, err);
-	buf = w->packed + w->packed_used;
-	w->packed_used += n;
-	h.stored = (uint32_t)n;
-	h.flags |= STREAM_ZSTD;
-	return emit(w, &h, buf, err);
+	w->totals.data_bytes += r->len;
+	if (r->stored)
+		h.flags |= STREAM_ZSTD;
+	return emit(w, &h, r->stored ? r->packed : r->data, err);
 }
 
 /* By bytes, and by time so that a slow link has some too. A dry run's count must not depend on
@@ -369,7 +339,7 @@ static int checkpoint(struct stream_writer *w, uint64_t off, struct img_err *err
 	return 0;
 }
 
-int stream_write_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err)
+static int put_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err)
 {
 	uint64_t border = off - off % STREAM_PIECE + STREAM_PIECE, n = len;
 
@@ -380,38 +350,92 @@ int stream_write_zero(struct stream_writer *w, uint64_t off, uint64_t len, struc
 		n = border - off;
 	if (in_order(w, off, n, err) || add_zero(w, off, n, err))
 		return -1;
-	return n < len ? stream_write_zero(w, off + n, len - n, err) : 0;
+	return n < len ? put_zero(w, off + n, len - n, err) : 0;
 }
 
-/* The end of the run from FROM on whose units are all zero or all not. */
-static size_t same_until(uint64_t off, const uint8_t *buf, size_t from, size_t len, bool *zero)
+/* A run at its place in the stream. */
+static int put(struct stream_writer *w, const struct stream_run *r, struct img_err *err)
 {
-	size_t end = from;
+	if (!r->data)
+		return put_zero(w, r->off, r->len, err);
+	if (checkpoint(w, r->off, err) || in_order(w, r->off, r->len, err))
+		return -1;
+	return add_data(w, r, err);
+}
 
-	while (end < len) {
-		size_t n = (size_t)u64_min(len - end, ZERO_UNIT - (off + end) % ZERO_UNIT);
-		bool z = bytes_are_zero(buf + end, n);
+static int put_batch(struct stream_writer *w, const struct stream_batch *b, struct img_err *err)
+{
+	if (b->failed)
+		return img_err_errno(err, ENOMEM, "%s: cannot compress", w->to.name);
+	for (unsigned i = 0; i < b->nruns; i++)
+		if (put(w, &b->runs[i], err))
+			return -1;
+	/* Its memory is about to be used again. */
+	return flush(w, err);
+}
 
-		if (end == from)
-			*zero = z;
-		else if (z != *zero)
-			break;
-		end += n;
+/* What is compressed goes out; with ALL what is not yet so is waited for. */
+static int drain(struct stream_writer *w, bool all, struct img_err *err)
+{
+	struct stream_batch *b = stream_crew_room(w->crew);
+
+	if (all && b && b->npieces)
+		stream_crew_fill(w->crew);
+	while ((b = stream_crew_next(w->crew, all || !stream_crew_room(w->crew)))) {
+		if (put_batch(w, b, err))
+			return -1;
+		stream_crew_empty(w->crew);
 	}
-	return end;
+	return 0;
+}
+
+/* BUF is NULL for zeros. */
+static int give(struct stream_writer *w, uint64_t off, const uint8_t *buf, uint64_t len,
+		struct img_err *err)
+{
+	struct stream_batch *b = stream_crew_room(w->crew);
+
+	b->pieces[b->npieces++] = (struct stream_run){.off = off, .len = len, .data = buf};
+	if (buf)
+		b->used = (size_t)(buf - b->raw) + (size_t)len;
+	if (!stream_batch_full(b))
+		return 0;
+	stream_crew_fill(w->crew);
+	return drain(w, false, err);
+}
+
+int stream_write_space(struct stream_writer *w, size_t len, uint8_t **buf, struct img_err *err)
+{
+	if (len > STREAM_PIECE)
+		return img_err_set(err, IMG_BUG, "%s: a piece of %zu bytes", w->to.name, len);
+	if (w->crew) {
+		struct stream_batch *b = stream_crew_room(w->crew);
+
+		*buf = b->raw + b->used;
+		return 0;
+	}
+	if (w->used + len > SPACE && flush(w, err))
+		return -1;
+	*buf = w->space + w->used;
+	return 0;
+}
+
+int stream_write_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err)
+{
+	return w->crew ? give(w, off, NULL, len, err) : put_zero(w, off, len, err);
 }
 
 int stream_write_data(struct stream_writer *w, uint64_t off, const uint8_t *buf, size_t len,
 		      struct img_err *err)
 {
-	if (checkpoint(w, off, err) || in_order(w, off, len, err))
-		return -1;
-	for (size_t done = 0, end; done < len; done = end) {
-		bool zero = false;
+	struct stream_run rest = {.off = off, .len = len, .data = buf};
 
-		end = same_until(off, buf, done, len, &zero);
-		if (zero ? add_zero(w, off + done, end - done, err)
-			 : add_data(w, off + done, buf + done, end - done, err))
+	if (w->crew)
+		return give(w, off, buf, len, err);
+	while (rest.len) {
+		struct stream_run run = stream_run_first(&rest);
+
+		if (put(w, &run, err))
 			return -1;
 	}
 	/* What a flush took along need not be kept. */
@@ -423,6 +447,8 @@ int stream_write_end(struct stream_writer *w, struct stream_totals *totals, stru
 {
 	struct stream_marks m;
 
+	if (w->crew && drain(w, true, err))
+		return -1;
 	if (w->kind == STREAM_WHOLE && w->pos != w->size)
 		return img_err_set(err, IMG_BUG, "%s: ends at %llu of %llu", w->to.name,
 				   (unsigned long long)w->pos, (unsigned long long)w->size);

@@ -8,6 +8,7 @@
 
 #ifdef HAVE_ZSTD
 #include <zstd.h>
+#include <zstd_errors.h>
 
 struct stream_codec {
 	ZSTD_CCtx *pack; /* only where a level was given */
@@ -46,12 +47,25 @@ void stream_codec_free(struct stream_codec *c)
 	free(c);
 }
 
+/* Measured with zstd 1.5, for records of STREAM_PIECE; a step has the largest of its levels. */
+size_t stream_codec_memory(int level)
+{
+	return level <= 3  ? 1280u << 10 :
+	       level <= 6  ? 3584u << 10 :
+	       level <= 8  ? 6656u << 10 :
+	       level <= 12 ? 12800u << 10 :
+			     17664u << 10;
+}
+
 /* A sixteenth is the least that is worth the receiver's work. */
-size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst)
+size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst, bool *failed)
 {
 	size_t n = ZSTD_compress2(c->pack, dst, len - len / 16, src, len);
 
-	return ZSTD_isError(n) ? 0 : n;
+	if (!ZSTD_isError(n))
+		return n;
+	*failed |= ZSTD_getErrorCode(n) != ZSTD_error_dstSize_tooSmall;
+	return 0;
 }
 
 bool stream_unpack(struct stream_codec *c, const void *src, size_t stored, void *dst, size_t len)
@@ -75,9 +89,15 @@ void stream_codec_free(struct stream_codec *c)
 	(void)c;
 }
 
-size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst)
+size_t stream_codec_memory(int level)
 {
-	(void)c, (void)src, (void)len, (void)dst;
+	(void)level;
+	return 0;
+}
+
+size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst, bool *failed)
+{
+	(void)c, (void)src, (void)len, (void)dst, (void)failed;
 	return 0;
 }
 

@@ -25,6 +25,7 @@ static const char help[] =
 	"      --against=SUMS      only what differs from a stale copy, whose vhd-sum --blocks this is\n"
 	"      --verify-base       read ANCESTOR and send its content sum along\n"
 	"      --compress[=LEVEL]  compress with zstd where it pays (level 1 to 19; default 1)\n"
+	"      --threads=N         that many threads compress (1 to 8; default: one for each core)\n"
 	"      --rate-limit=RATE   at most RATE bytes a second (10M, 100mbit)\n"
 	"      --resume=TOKEN      go on where vhd-recv --token says; empty: from the start\n"
 	"      --rate-file=FILE    the same as FILE says, read again at SIGHUP; 0: no limit\n"
@@ -49,6 +50,7 @@ struct send {
 	const char *disk, *from, *receipt;
 	bool verify_base, json, force;
 	int dry, level;
+	unsigned threads;
 	uint64_t rate, checkpoint;
 	const char *rate_file, *sums;
 	struct against *against;
@@ -67,7 +69,7 @@ struct send {
 	uint8_t *piece;
 };
 
-enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_RATE, OPT_RECEIPT, OPT_RAW, OPT_RESUME, OPT_CHECKPOINT, OPT_RATE_FILE, OPT_AGAINST };
+enum { OPT_FROM = CLI_TOOL, OPT_VERIFY_BASE, OPT_COMPRESS, OPT_THREADS, OPT_RATE, OPT_RECEIPT, OPT_RAW, OPT_RESUME, OPT_CHECKPOINT, OPT_RATE_FILE, OPT_AGAINST };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -75,6 +77,7 @@ static const struct option options[] = {
 	{"from", required_argument, NULL, OPT_FROM},
 	{"verify-base", no_argument, NULL, OPT_VERIFY_BASE},
 	{"compress", optional_argument, NULL, OPT_COMPRESS},
+	{"threads", required_argument, NULL, OPT_THREADS},
 	{"rate-limit", required_argument, NULL, OPT_RATE},
 	{"rate-file", required_argument, NULL, OPT_RATE_FILE},
 	{"against", required_argument, NULL, OPT_AGAINST},
@@ -155,6 +158,23 @@ static int parse_level(const char *s)
 	return (int)v;
 }
 
+static unsigned parse_threads(const char *s)
+{
+	char *end;
+	long v = strtol(s, &end, 10);
+
+	if (end == s || *end || v < 1 || v > 8)
+		cli_usage("--threads=%s: a number from 1 to 8", s);
+	return (unsigned)v;
+}
+
+static unsigned cores(void)
+{
+	long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return n < 1 ? 1 : n > 8 ? 8 : (unsigned)n;
+}
+
 static void set_option(struct send *s, int opt)
 {
 	switch (opt) {
@@ -166,6 +186,9 @@ static void set_option(struct send *s, int opt)
 		break;
 	case OPT_COMPRESS:
 		s->level = parse_level(optarg);
+		break;
+	case OPT_THREADS:
+		s->threads = parse_threads(optarg);
 		break;
 	case OPT_RATE:
 		if (!cli_rate(optarg, &s->rate) || !s->rate)
@@ -222,6 +245,8 @@ static void parse(struct send *s, int argc, char **argv)
 		cli_usage("either --against or --from");
 	if (s->rate && s->rate_file)
 		cli_usage("either --rate-limit or --rate-file");
+	if (s->threads && !s->level)
+		cli_usage("--threads goes with --compress");
 	if (s->verify_base && !s->from)
 		cli_usage("--verify-base goes with --from");
 	if (s->json && !s->dry)
@@ -622,7 +647,8 @@ static int send_all(struct send *s, struct img_err *err)
 				 .stop = stop,
 				 .rate = rate_now,
 				 .live_rate = s->rate_file ? &rate_now : NULL,
-				 .checkpoint = s->checkpoint};
+				 .checkpoint = s->checkpoint,
+				 .threads = s->threads ? s->threads : cores()};
 	struct img_sum *content = NULL;
 
 	if (s->resume && (check_token(s, err) || prove_same(s, &content, err))) {
