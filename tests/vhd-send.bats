@@ -162,6 +162,91 @@ holds() {
 	[ "$(stat -c %s s)" -eq "$(stat -c %s plain)" ]
 }
 
+# mixed: disk.raw, of what shrinks, what does not, and zeros, and the token of a stream of it that
+# was cut: a stream that goes on has the id of the first one.
+mixed() {
+	{
+		seq 1 400000
+		head -c 3M /dev/urandom
+		head -c 300K /dev/zero
+		seq 1 400000
+		head -c 5M /dev/zero
+		seq 1 600000
+	} >disk.raw
+	truncate -s 16M disk.raw
+	vhd-send --raw --compress --checkpoint=64K disk.raw 2>cut.log | head -c 500000 >cut
+	token=$(vhd-stream trim --force cut)
+	[ -n "$token" ]
+}
+
+@test "with any number of threads the stream is the same" {
+	need zstd
+	mixed
+	local n
+	vhd-send --raw --resume="$token" --compress --threads=1 --checkpoint=1M disk.raw >one
+	for n in 2 3 8; do
+		vhd-send --raw --resume="$token" --compress --threads="$n" --checkpoint=1M disk.raw >many
+		cmp one many
+	done
+	cat cut one >s
+	holds s disk.raw
+}
+
+@test "with any number of threads the stream of small pieces is the same" {
+	need zstd
+	chain
+	vhd-send --from=base.vhd --compress --checkpoint=64K child.avhd | head -c 100000 >cut
+	local token
+	token=$(vhd-stream trim --force cut)
+	vhd-send --from=base.vhd --resume="$token" --compress --threads=1 child.avhd >one
+	vhd-send --from=base.vhd --resume="$token" --compress --threads=8 child.avhd >many
+	cmp one many
+	cat cut many >s
+	holds s disk.raw --base=base.raw
+}
+
+@test "with fewer threads than wished for, or none, it takes longer" {
+	need zstd
+	mixed
+	local n
+	vhd-send --raw --resume="$token" --compress disk.raw >whole
+	for n in 1 2; do
+		faulty FAULT_THREAD=$n vhd-send --raw --resume="$token" --compress --threads=4 disk.raw >s
+		cmp whole s
+	done
+}
+
+@test "a thread without memory ends the stream with the reason" {
+	need zstd
+	mixed
+	local n status
+	for n in 1 5; do
+		status=0
+		faulty FAULT_PACK=$n vhd-send --raw --compress --threads=3 disk.raw >s 2>why || status=$?
+		[ $status -eq 75 ]
+		grep -q "cannot compress" why
+		refused 76 vhd-recv out <s
+	done
+	nothing_left cut cut.log disk.raw s why
+}
+
+@test "a signal ends the threads too, although the reader hangs" {
+	need zstd
+	seq 1 4000000 >disk.raw
+	truncate -s 64M disk.raw
+	mkfifo pipe
+	sleep 30 <pipe 3>&- &
+	local sleeper=$!
+	vhd-send --raw --compress=9 --threads=4 --rate-limit=10K disk.raw >pipe 3>&- &
+	local sender=$! status=0
+	sleep 0.5
+	kill -TERM $sender
+	timeout 10 tail --pid=$sender -f /dev/null
+	wait $sender || status=$?
+	kill $sleeper
+	[ $status -eq 75 ]
+}
+
 @test "a rate limit holds" {
 	head -c 600000 /dev/urandom >disk.raw
 	local began=${EPOCHREALTIME/./}
@@ -329,6 +414,8 @@ holds() {
 	refused 64 vhd-send --json base.vhd
 	refused 64 vhd-send --verify-base base.vhd
 	refused 64 vhd-send --compress=99 base.vhd
+	refused 64 vhd-send --compress --threads=9 base.vhd
+	refused 64 vhd-send --threads=2 base.vhd
 	refused 64 vhd-send --rate-limit=fast base.vhd
 	refused 64 vhd-send --rate-limit=0 base.vhd
 	refused 64 vhd-send --dry-run=guess base.vhd

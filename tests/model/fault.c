@@ -2,10 +2,13 @@
 /*
  * LD_PRELOAD: a storage that fails. FAULT_READ=N: the Nth pread() of 4 KiB or more fails with EIO;
  * FAULT_FLIP=N: a bit of the Nth such pwrite() is lost on the way, FAULT_SYNC=1: fsync fails.
+ * FAULT_THREAD=N: the Nth and later threads cannot be made, FAULT_PACK=N: zstd has no memory for
+ * the Nth record.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,4 +78,30 @@ int fsync(int fd)
 int fdatasync(int fd)
 {
 	return fsync(fd);
+}
+
+int pthread_create(pthread_t *thread, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+{
+	static int made;
+	int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *) =
+		(int (*)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *))dlsym(
+			RTLD_NEXT, "pthread_create");
+	const char *s = getenv("FAULT_THREAD");
+
+	if (s && ++made >= atoi(s))
+		return EAGAIN;
+	return real(thread, attr, fn, arg);
+}
+
+size_t ZSTD_compress2(void *ctx, void *dst, size_t room, const void *src, size_t len)
+{
+	static int records;
+	size_t (*real)(void *, void *, size_t, const void *, size_t) =
+		(size_t(*)(void *, void *, size_t, const void *, size_t))dlsym(RTLD_NEXT,
+									       "ZSTD_compress2");
+	const char *s = getenv("FAULT_PACK");
+
+	if (s && __atomic_add_fetch(&records, 1, __ATOMIC_RELAXED) == atoi(s))
+		return (size_t)-64; /* ZSTD_error_memory_allocation */
+	return real(ctx, dst, room, src, len);
 }
