@@ -557,6 +557,7 @@ CALL(ssize_t, writev, int fd, const struct iovec *iov, int n)
 static void drop_cache(int fd, int node)
 {
 	struct fs now;
+	char path[64];
 	bool lost = false;
 
 	tape_seal(rec.t);
@@ -572,10 +573,14 @@ static void drop_cache(int fd, int node)
 	if (!lost)
 		return;
 	fs_replay(&now, rec.base, rec.t, rec.t->n, (struct choice){TAKE_ALL, 0});
-	if (__real_ftruncate(fd, (off_t)now.node[node].size) < 0 ||
+	/* Who drops it may only be reading. */
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	fd = __real_open(path, O_RDWR | O_CLOEXEC);
+	if (fd < 0 || __real_ftruncate(fd, (off_t)now.node[node].size) < 0 ||
 	    __real_pwrite(fd, now.node[node].data, now.node[node].size, 0) !=
 		    (ssize_t)now.node[node].size)
 		die("the cache cannot be dropped: %s", strerror(errno));
+	close(fd);
 	fs_free(&now);
 }
 
