@@ -100,7 +100,8 @@ static int write_failed(const struct stream_pipe *p, int errnum, struct img_err 
 	if (errnum == EPIPE || errnum == ECONNRESET)
 		return img_err_set(err, IMG_UNAVAIL,
 				   "%s: the reader went away before the end of the stream; "
-				   "its own message says why",
+				   "its own message says why; the same command with "
+				   "--resume=\"$(vhd-recv --token FILE)\" goes on",
 				   p->name);
 	return img_err_errno(err, errnum, "%s: write", p->name);
 }
