@@ -16,11 +16,12 @@
 #include "partial.h"
 
 /*
- * Log: MAGIC, then records: u32 type, u32 length, payload, XXH3-64 of all that, seeded by the
- * record's offset. Little-endian. A mark only counts after a whole head, chunks only before a
- * mark.
+ * Log: MAGIC, then records: u32 type, u32 length, payload, XXH3-64 of all that, seeded by that of
+ * the record before. Little-endian. A mark only counts after a whole head, chunks only before a
+ * mark. What an older transfer, or an older run, has left behind the end does not fit to what was
+ * written since: a power cut may leave some of both.
  */
-static const uint8_t magic[8] = {'q', 's', 'm', 'p', 'a', 'r', 't', '1'};
+static const uint8_t magic[8] = {'q', 's', 'm', 'p', 'a', 'r', 't', '2'};
 enum { HEAD = 1, CHUNKS = 2, MARK = 3, APPLY = 4, DONE = 5 };
 enum { RECORD_HEAD = 8, RECORD_SUM = 8, MARK_LEN = 104 + 24, CHUNK_LEN = 32 };
 enum { MAX_RECORD = 64 << 10, MAX_RUNS = (MAX_RECORD - 64) / CHUNK_LEN, WAIT_SECONDS = 10 };
@@ -36,7 +37,8 @@ struct partial {
 	const char *file;
 	char *image, *child, *path; /* the last one: of the log */
 	struct io_file log;
-	uint64_t end; /* of the log: behind the last mark, or where the next record goes */
+	uint64_t end;	/* of the log: behind the last mark, or where the next record goes */
+	uint64_t chain; /* the sum of the record before that */
 	bool begun, marked, complete, applied, done, in_use;
 	struct partial_head head;
 	struct stream_mark mark;
@@ -153,15 +155,17 @@ static int append(struct partial *p, uint32_t type, const void *payload, size_t 
 	le32_put(buf, type);
 	le32_put(buf + 4, (uint32_t)len);
 	memcpy(buf + RECORD_HEAD, payload, len);
-	le64_put(buf + n, XXH3_64bits_withSeed(buf, n, p->end));
+	le64_put(buf + n, XXH3_64bits_withSeed(buf, n, p->chain));
 	if (io_write(&p->log, buf, n + RECORD_SUM, p->end, err))
 		return -1;
+	p->chain = le64_get(buf + n);
 	p->end += n + RECORD_SUM;
 	return 0;
 }
 
-/* False at the end of what is whole. BUF has MAX_RECORD bytes. */
-static bool next(struct partial *p, uint64_t *at, uint32_t *type, uint8_t *buf, size_t *len)
+/* False at the end of what is whole. BUF has MAX_RECORD bytes; *CHAIN begins with 0. */
+static bool next(struct partial *p, uint64_t *at, uint64_t *chain, uint32_t *type, uint8_t *buf,
+		 size_t *len)
 {
 	uint8_t rec[MAX_RECORD + RECORD_HEAD + RECORD_SUM];
 	struct img_err ignored = {0};
@@ -175,9 +179,10 @@ static bool next(struct partial *p, uint64_t *at, uint32_t *type, uint8_t *buf, 
 		return false;
 	n = RECORD_HEAD + *len;
 	if (io_read_upto(&p->log, rec, n + RECORD_SUM, *at, &got, &ignored) ||
-	    got < n + RECORD_SUM || le64_get(rec + n) != XXH3_64bits_withSeed(rec, n, *at))
+	    got < n + RECORD_SUM || le64_get(rec + n) != XXH3_64bits_withSeed(rec, n, *chain))
 		return false;
 	memcpy(buf, rec + RECORD_HEAD, *len);
+	*chain = le64_get(rec + n);
 	*at += n + RECORD_SUM;
 	return true;
 }
@@ -276,7 +281,7 @@ static void load(struct partial *p)
 {
 	uint8_t buf[MAX_RECORD], start[8];
 	struct img_err ignored = {0};
-	uint64_t at = sizeof(magic);
+	uint64_t at = sizeof(magic), chain = 0;
 	struct stat st;
 	uint32_t type;
 	size_t len;
@@ -284,17 +289,19 @@ static void load(struct partial *p)
 	if (io_read_upto(&p->log, start, sizeof(start), 0, &len, &ignored) || len < sizeof(start) ||
 	    memcmp(start, magic, sizeof(magic)) != 0)
 		return;
-	while (next(p, &at, &type, buf, &len)) {
+	while (next(p, &at, &chain, &type, buf, &len)) {
 		if (type == HEAD && at == sizeof(magic) + RECORD_HEAD + len + RECORD_SUM)
 			p->begun = head_get(&p->head, buf, len);
 		if (type == MARK && len == MARK_LEN && p->begun) {
 			mark_get(p, buf);
 			p->end = at;
+			p->chain = chain;
 		}
 		if ((type == APPLY || type == DONE) && p->complete) {
 			p->applied = true;
 			p->done = type == DONE;
 			p->end = at;
+			p->chain = chain;
 		}
 	}
 	/* Once it is being merged, only a merge that has come to its end removes the child. */
@@ -322,7 +329,8 @@ static int open_log(struct partial *p, bool make, struct img_err *err)
 	if (make) {
 		fd = open(p->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 		if (fd < 0)
-			return img_err_errno(err, errno == ENOENT || errno == ENOTDIR ? EEXIST : errno,
+			return img_err_errno(err,
+					     errno == ENOENT || errno == ENOTDIR ? EEXIST : errno,
 					     "%s: cannot create beside it", p->file);
 		close(fd);
 	}
@@ -356,9 +364,10 @@ static int lock_log(struct partial *p, enum partial_open how, struct img_err *er
 		nanosleep(&pause, NULL);
 	}
 	img_err_clear(err);
-	return img_err_set(err, IMG_AGAIN,
-			   "%s: another vhd-recv is still at work on it; try again when it has ended",
-			   p->file);
+	return img_err_set(
+		err, IMG_AGAIN,
+		"%s: another vhd-recv is still at work on it; try again when it has ended",
+		p->file);
 }
 
 static void end_thread(struct partial *p)
@@ -430,17 +439,29 @@ static int unlink_if_there(const char *path, struct img_err *err)
 	return 0;
 }
 
+/*
+ * Before the image changes: a mark that became durable, while something before it did not, would
+ * count again as soon as that is written anew, and what it says of the image would not hold.
+ */
+static int forget_from(struct partial *p, uint64_t end, struct img_err *err)
+{
+	return io_truncate(&p->log, end, err) || io_sync(&p->log, err) ? -1 : 0;
+}
+
 int partial_begin(struct partial *p, const struct partial_head *head, struct img_err *err)
 {
 	uint8_t buf[MAX_RECORD];
+	uint64_t size;
 
 	p->marked = p->complete = p->applied = p->done = false;
 	p->head = *head;
-	if (unlink_if_there(p->image, err) || (head->onto && unlink_if_there(p->child, err)) ||
-	    io_truncate(&p->log, 0, err) ||
+	/* The old image's inode may be the new one's. */
+	if (io_size(&p->log, &size, err) || (size && forget_from(p, 0, err)) ||
+	    unlink_if_there(p->image, err) || (head->onto && unlink_if_there(p->child, err)) ||
 	    io_write(&p->log, magic, sizeof(magic), 0, err))
 		return -1;
 	p->end = sizeof(magic);
+	p->chain = 0;
 	p->begun = true;
 	return append(p, HEAD, buf, head_put(head, buf), err);
 }
@@ -496,20 +517,20 @@ static bool replay(const uint8_t *buf, size_t len, uint64_t *chunk, uint64_t lim
 
 int partial_resume(struct partial *p, struct img_sum *content, struct img_err *err)
 {
-	uint64_t at = sizeof(magic), chunk = 0;
+	uint64_t at = sizeof(magic), chain = 0, chunk = 0;
 	uint64_t limit = (p->mark.off + IMG_SUM_CHUNK - 1) / IMG_SUM_CHUNK;
 	uint8_t buf[MAX_RECORD];
 	uint32_t type;
 	size_t len;
 
-	while (content && at < p->end && next(p, &at, &type, buf, &len))
+	while (content && at < p->end && next(p, &at, &chain, &type, buf, &len))
 		if (type == CHUNKS && at <= p->end && !replay(buf, len, &chunk, limit, content))
 			break;
 	if (content && chunk != limit)
 		return img_err_set(err, IMG_DATA,
 				   "%s: the partial result is damaged; vhd-recv --abort drops it",
 				   p->file);
-	return io_truncate(&p->log, p->end, err);
+	return forget_from(p, p->end, err);
 }
 
 /* Marks */
@@ -622,7 +643,8 @@ int partial_set_mark(struct partial *p, struct img_new *new, const struct stream
 	if (img_create_settle(new, &p->next_end, err))
 		return -1;
 	if (lstat(p->image, &st) < 0)
-		return img_err_errno(err, errno, "%s: somebody removed the partial result", p->file);
+		return img_err_errno(err, errno, "%s: somebody removed the partial result",
+				     p->file);
 	p->inode = st.st_ino;
 	p->new = new;
 	p->next = *mark;
