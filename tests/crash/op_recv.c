@@ -33,8 +33,10 @@ struct receiving {
 	bool late;  /* the sync of a mark is done when the next one is made */
 	size_t cut; /* bytes of the stream that come the first time; 0: all */
 	struct stream_begin begin;
-	size_t len;
-	uint8_t stream[MAX_STREAM];
+	struct sent {
+		size_t len;
+		uint8_t stream[MAX_STREAM];
+	} now, before; /* BEFORE: of the same disk, cut, and not gone on with; or empty */
 };
 
 /*
@@ -94,7 +96,7 @@ static void write_runs(struct world *w, struct stream_writer *s, bool whole)
 	}
 }
 
-static void make_stream(struct world *w, struct receiving *m)
+static void make_stream(struct world *w, struct receiving *m, struct sent *sent)
 {
 	struct stream_pipe to = {
 		.fd = memfd_create("stream", MFD_CLOEXEC), .name = "s", .checkpoint = 1};
@@ -107,11 +109,11 @@ static void make_stream(struct world *w, struct receiving *m)
 	write_runs(w, s, m->how == WHOLE);
 	check_call(stream_write_end(s, &totals, &err), &err);
 	stream_writer_free(s);
-	n = pread(to.fd, m->stream, MAX_STREAM, 0);
+	n = pread(to.fd, sent->stream, MAX_STREAM, 0);
 	close(to.fd);
 	if (n <= 0 || n == MAX_STREAM)
 		die("the stream is too long");
-	m->len = (size_t)n;
+	sent->len = (size_t)n;
 }
 
 /* Some sectors here and there: images stay small. */
@@ -190,19 +192,9 @@ static void build(struct world *w, int how)
 	b->block_size = block_size(w);
 	b->has_uuid = true;
 	random_uuid(b->uuid, &w->rng);
-	make_stream(w, m);
+	make_stream(w, m, &m->now);
 	if (rng_below(&w->rng, 4))
-		m->cut = 300 + rng_below(&w->rng, (unsigned)(m->len - 300));
-}
-
-static void recv_build(struct world *w)
-{
-	build(w, rng_one_in(&w->rng, 3) ? CHILD : WHOLE);
-}
-
-static void onto_build(struct world *w)
-{
-	build(w, ONTO);
+		m->cut = 300 + rng_below(&w->rng, (unsigned)(m->now.len - 300));
 }
 
 static void ready(struct world *w, struct recv *r, char path[2][2 * FS_PATH])
@@ -246,8 +238,10 @@ static int manage(struct world *w, enum verb verb, char *text, size_t size, stru
 /* What vhd-send --resume=TOKEN sends, at most MOST bytes of the whole stream. */
 static int sender(const struct receiving *m, const char *text, size_t most)
 {
+	const struct sent *sent = &m->now;
 	int fd = memfd_create("stream", MFD_CLOEXEC);
 	uint8_t head[4096];
+	struct stream_begin b;
 	struct stream_token t;
 	struct img_err err = {0};
 	size_t n = STREAM_PREAMBLE + STREAM_HEADER, from = 0;
@@ -257,25 +251,30 @@ static int sender(const struct receiving *m, const char *text, size_t most)
 		struct stream_marks marks = {.wire_bytes = 0};
 
 		check_call(stream_token_get(text, &t, &err), &err);
+		/* The sender takes any token that fits its disk. */
+		if (memcmp(t.stream_id, sent->stream + 24, 16) != 0)
+			sent = &m->before;
 		marks.wire_bytes = from = t.mark.wire_bytes;
 		memcpy(marks.sum, t.mark.sum, STREAM_SUM);
 		h.seq = t.mark.seq;
 		h.off = t.mark.off;
-		stream_preamble_put(head, &m->begin, true);
-		h.len = h.stored = (uint32_t)stream_continue_put(head + n, &m->begin, &marks);
-		stream_head_put(head + STREAM_PREAMBLE, &h, head + n,
-				stream_seed(m->begin.stream_id));
+		b = m->begin;
+		memcpy(b.stream_id, t.stream_id, 16);
+		stream_preamble_put(head, &b, true);
+		h.len = h.stored = (uint32_t)stream_continue_put(head + n, &b, &marks);
+		stream_head_put(head + STREAM_PREAMBLE, &h, head + n, stream_seed(t.stream_id));
 		if (write(fd, head, n + h.stored) != (ssize_t)(n + h.stored))
 			die("memfd");
 	}
-	if (most > from && write(fd, m->stream + from, most - from) != (ssize_t)(most - from))
+	most = u64_min(most, sent->len);
+	if (most > from && write(fd, sent->stream + from, most - from) != (ssize_t)(most - from))
 		die("memfd");
 	lseek(fd, 0, SEEK_SET);
 	return fd;
 }
 
 /* vhd-send --resume="$(vhd-recv --token FILE)" | vhd-recv FILE */
-static int transfer(struct world *w, size_t most, struct img_err *err)
+static int transfer(struct world *w, size_t most, bool anew, struct img_err *err)
 {
 	static FILE *nowhere;
 	char path[2][2 * FS_PATH], text[STREAM_TOKEN_STR + 2];
@@ -286,6 +285,8 @@ static int transfer(struct world *w, size_t most, struct img_err *err)
 		nowhere = fopen("/dev/null", "w");
 	if (manage(w, TOKEN, text, sizeof(text), err))
 		return -1;
+	if (anew)
+		text[0] = '\0';
 	ready(w, &r, path);
 	r.out = nowhere;
 	r.in = sender(w->op, text, most);
@@ -295,20 +296,71 @@ static int transfer(struct world *w, size_t most, struct img_err *err)
 	return rc;
 }
 
+/* The folder holds what came before the stream was cut. */
+static void leave_part(struct world *w, bool lose_log)
+{
+	struct receiving *m = w->op;
+	struct img_err err = {0};
+	size_t cut = m->now.len - 1 - rng_below(&w->rng, (unsigned)m->now.len / 2);
+	struct tape t = {0};
+	struct fs left;
+
+	record_threads(m->late);
+	fs_store(&w->base, w->dir, w->pool);
+	record_start(w->dir, w->pool, &w->base, &t, (struct fault){0});
+	if (transfer(w, cut, false, &err) == 0 || err.code != IMG_PROTO)
+		die("the stream is not cut: %s", err.msg);
+	if (lose_log)
+		unlink(in_dir(w, ".disk.vhd.partial-log.tmp"));
+	record_stop();
+	/* With the same inodes, which the log tells. */
+	fs_replay(&left, &w->base, &t, t.n, (struct choice){TAKE_ALL, 0});
+	tape_free(&t);
+	fs_free(&w->base);
+	w->base = left;
+}
+
+/* One in four begins anew, although there is something to go on with. */
+static void leave_another(struct world *w)
+{
+	struct receiving *m = w->op;
+	struct sent *s = &m->before;
+
+	if (!rng_one_in(&w->rng, 4))
+		return;
+	leave_part(w, false);
+	*s = m->now;
+	make_stream(w, m, &m->now);
+}
+
+static void recv_build(struct world *w)
+{
+	build(w, rng_one_in(&w->rng, 3) ? CHILD : WHOLE);
+	leave_another(w);
+}
+
+static void onto_build(struct world *w)
+{
+	build(w, ONTO);
+	leave_another(w);
+}
+
 static int recv_run(struct world *w, void *ctx, bool again, struct img_err *err)
 {
 	const struct receiving *m = w->op;
+	bool anew = !again && m->before.len;
 
 	(void)ctx;
 	record_threads(m->late);
 	if (!again && m->cut) {
-		if (transfer(w, m->cut, err) == 0)
+		if (transfer(w, m->cut, anew, err) == 0)
 			return img_err_set(err, IMG_BUG, "a stream that was cut is taken");
 		if (err->code != IMG_PROTO)
 			return -1;
 		img_err_clear(err);
+		anew = false;
 	}
-	if (transfer(w, m->len, err) == 0)
+	if (transfer(w, MAX_STREAM, anew, err) == 0)
 		return 0;
 	/* What was killed when all was there: without a token there is nothing to go on with. */
 	if (err->code == IMG_CANTCREAT && again && m->how != ONTO && !m->replaces &&
@@ -430,20 +482,9 @@ static bool recv_check(struct world *w, void *ctx, const struct when *when)
 static void drop_build(struct world *w)
 {
 	static const int hows[] = {WHOLE, CHILD, ONTO, ONTO};
-	struct img_err err = {0};
-	struct receiving *m;
 
 	build(w, hows[rng_below(&w->rng, 4)]);
-	m = w->op;
-	m->cut = m->len - 1 - rng_below(&w->rng, (unsigned)m->len / 2);
-	record_threads(m->late);
-	fs_store(&w->base, w->dir, w->pool);
-	if (transfer(w, m->cut, &err) == 0 || err.code != IMG_PROTO)
-		die("the stream is not cut: %s", err.msg);
-	if (rng_one_in(&w->rng, 4))
-		unlink(in_dir(w, ".disk.vhd.partial-log.tmp"));
-	fs_free(&w->base);
-	fs_load(&w->base, w->dir, w->pool);
+	leave_part(w, rng_one_in(&w->rng, 4));
 }
 
 static int drop_run(struct world *w, void *ctx, bool again, struct img_err *err)

@@ -350,42 +350,71 @@ static int sync_fd(int fd, int (*call)(int))
 	return rc;
 }
 
-static struct {
-	bool late, waits;
+/* Who works holds it: nobody else does anything until its holder waits for something. */
+static pthread_mutex_t baton = PTHREAD_MUTEX_INITIALIZER;
+static bool late;
+
+void record_threads(bool how)
+{
+	if (how && !late)
+		pthread_mutex_lock(&baton);
+	if (!how && late)
+		pthread_mutex_unlock(&baton);
+	late = how;
+}
+
+struct work {
 	void *(*fn)(void *);
 	void *arg;
-} thread;
+};
 
-void record_threads(bool late)
+static void *with_baton(void *arg)
 {
-	thread.late = late;
-	thread.waits = false;
+	struct work w = *(struct work *)arg;
+	void *result;
+
+	free(arg);
+	pthread_mutex_lock(&baton);
+	result = w.fn(w.arg);
+	pthread_mutex_unlock(&baton);
+	return result;
 }
 
-int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg);
-int __wrap_pthread_create(pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
+CALL(int, pthread_create, pthread_t *t, const pthread_attr_t *attr, void *(*fn)(void *), void *arg)
 {
-	(void)attr;
-	if (thread.waits)
-		die("two threads");
-	memset(t, 0, sizeof(*t));
-	thread.waits = thread.late;
-	thread.fn = fn;
-	thread.arg = arg;
-	if (!thread.late)
-		fn(arg);
-	return 0;
+	struct work *w = late ? malloc(sizeof(*w)) : NULL;
+
+	if (!w)
+		return EAGAIN;
+	*w = (struct work){fn, arg};
+	return __real_pthread_create(t, attr, with_baton, w);
 }
 
-int __wrap_pthread_join(pthread_t t, void **result);
-int __wrap_pthread_join(pthread_t t, void **result)
+CALL(int, pthread_join, pthread_t t, void **result)
 {
-	(void)t, (void)result;
-	if (thread.waits) {
-		thread.waits = false;
-		thread.fn(thread.arg);
-	}
-	return 0;
+	int rc;
+
+	if (late)
+		pthread_mutex_unlock(&baton);
+	rc = __real_pthread_join(t, result);
+	if (late)
+		pthread_mutex_lock(&baton);
+	return rc;
+}
+
+CALL(int, pthread_cond_wait, pthread_cond_t *cond, pthread_mutex_t *mutex)
+{
+	int rc;
+
+	if (!late)
+		return __real_pthread_cond_wait(cond, mutex);
+	pthread_mutex_unlock(&baton);
+	rc = __real_pthread_cond_wait(cond, mutex);
+	/* In this order, as everybody else takes them. */
+	pthread_mutex_unlock(mutex);
+	pthread_mutex_lock(&baton);
+	pthread_mutex_lock(mutex);
+	return rc;
 }
 
 CALL(int, fsync, int fd)

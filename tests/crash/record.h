@@ -19,8 +19,8 @@ struct fault {
 
 /*
  * From here on every change below ROOT, which holds BASE, is added to T. A tape that has events is
- * continued. Only the calling thread's changes are allowed: a thread that the code under test
- * starts does its work at once, or when it is waited for (record_threads).
+ * continued. A thread that the code under test would start is refused, or works only while the one
+ * that started it waits (record_threads with LATE).
  */
 void record_start(const char *root, const char *pool, const struct fs *base, struct tape *t,
 		  struct fault f);
