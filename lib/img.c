@@ -304,7 +304,7 @@ int img_read(struct img_chain *c, void *buf, uint64_t off, uint64_t len, struct 
 struct img_new {
 	struct io_new file;
 	struct img_chain chain;
-	bool force, named;
+	bool force, named, complete;
 };
 
 static int check_create(const char *path, const struct img_create *o, struct img_err *err)
@@ -442,7 +442,10 @@ static int open_up(struct io_file *f, struct img_err *err)
 
 int img_create_complete(struct img_new *n, struct img_err *err)
 {
-	return n->chain.layer[0]->ops->finish(n->chain.layer[0], err);
+	if (!n->complete && n->chain.layer[0]->ops->finish(n->chain.layer[0], err) < 0)
+		return -1;
+	n->complete = true;
+	return 0;
 }
 
 int img_create_finish(struct img_new *n, struct img_err *err)

@@ -99,6 +99,11 @@ void stream_trail_add(struct stream_trail *t, uint64_t off, const void *buf, uin
 /* N whole chunks from FIRST on, of a disk of SIZE, whose content has this sum. */
 void stream_trail_chunks(struct stream_trail *t, uint64_t first, uint64_t n,
 			 const uint8_t sum[IMG_SUM_BYTES], uint64_t size);
+/* FN is told the sums of the chunks of a disk of SIZE that came whole, each when it is known. */
+void stream_trail_watch(struct stream_trail *t, uint64_t size,
+			void (*fn)(void *ctx, uint64_t first, uint64_t n,
+				   const uint8_t sum[IMG_SUM_BYTES]),
+			void *ctx);
 /* Goes on from a known one. */
 void stream_trail_set(struct stream_trail *t, const uint8_t sum[IMG_SUM_BYTES]);
 /* Ends the present chunk: what comes later must lie behind it. */
@@ -132,6 +137,11 @@ int stream_write_begin(struct stream_writer **out, const struct stream_pipe *to,
 int stream_write_resume(struct stream_writer **out, const struct stream_pipe *to, int level,
 			struct stream_begin *begin, const struct stream_token *token,
 			struct img_sum *content, struct img_err *err);
+/* FN is told the sums of chunks (img_sum_watch()) of a whole disk all of which is sent. */
+void stream_write_watch(struct stream_writer *w,
+			void (*fn)(void *ctx, uint64_t first, uint64_t n,
+				   const uint8_t sum[IMG_SUM_BYTES]),
+			void *ctx);
 /* What this writer sent itself: all but what was sent before it went on. */
 uint64_t stream_write_sent(const struct stream_writer *w);
 /*
@@ -172,7 +182,7 @@ struct stream_visitor {
 	/*
 	 * All below are NULL where the receiver cannot go on. Mark: everything before it was
 	 * verified, also against the sender's own sum; at checkpoints and before END. Chunks:
-	 * sums of a whole disk, N equal ones from FIRST on. Resume, instead of begin: fills in
+	 * sums of those that came whole, N equal ones from FIRST on. Resume, instead of begin: fills in
 	 * MARK, that of the partial result, and gives CONTENT (whole disks) the sums below it.
 	 */
 	/* Each record, before its content is looked at. */

@@ -208,6 +208,14 @@ static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[I
 		r->v->chunks(r->v->ctx, first, n, sum);
 }
 
+/* In an increment those that came whole. */
+static void on_covered(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES])
+{
+	struct reader *r = ctx;
+
+	r->v->chunks(r->v->ctx, first, n, sum);
+}
+
 static int make_sums(struct reader *r, struct img_err *err)
 {
 	r->begun = true;
@@ -216,6 +224,8 @@ static int make_sums(struct reader *r, struct img_err *err)
 		r->content = img_sum_new(r->begin.size);
 	if (!r->trail || (r->begin.kind == STREAM_WHOLE && !r->content))
 		return img_err_errno(err, ENOMEM, "%s", r->at.name);
+	if (!r->content && r->v->chunks)
+		stream_trail_watch(r->trail, r->begin.size, on_covered, r);
 	return 0;
 }
 

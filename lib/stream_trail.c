@@ -21,6 +21,10 @@ struct stream_trail {
 	XXH3_state_t *data, *ranges;
 	uint8_t zero_chunk[STREAM_SUM]; /* of a chunk that is all zero */
 	uint8_t full[STREAM_SUM];	/* of the ranges of a chunk that is all there */
+	bool gaps;			/* the present chunk has more than one range */
+	uint64_t size;			/* of the disk; 0: nobody watches */
+	void (*watch)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
+	void *ctx;
 };
 
 static void digest(uint8_t out[STREAM_SUM], XXH128_hash_t h)
@@ -65,6 +69,16 @@ void stream_trail_free(struct stream_trail *t)
 	free(t);
 }
 
+void stream_trail_watch(struct stream_trail *t, uint64_t size,
+			void (*fn)(void *ctx, uint64_t first, uint64_t n,
+				   const uint8_t sum[IMG_SUM_BYTES]),
+			void *ctx)
+{
+	t->size = size;
+	t->watch = fn;
+	t->ctx = ctx;
+}
+
 void stream_trail_set(struct stream_trail *t, const uint8_t sum[STREAM_SUM])
 {
 	memcpy(t->sum, sum, STREAM_SUM);
@@ -105,6 +119,9 @@ static void close_chunk(struct stream_trail *t)
 	digest(ranges, XXH3_128bits_digest(t->ranges));
 	chain(t, t->chunk, data, ranges);
 	t->open = false;
+	if (t->watch && !t->gaps && t->start == 0 &&
+	    t->end == u64_min(STREAM_PIECE, t->size - t->chunk * STREAM_PIECE))
+		t->watch(t->ctx, t->chunk, 1, data);
 }
 
 static void open_chunk(struct stream_trail *t, uint64_t chunk)
@@ -113,6 +130,7 @@ static void open_chunk(struct stream_trail *t, uint64_t chunk)
 	XXH3_128bits_reset(t->ranges);
 	t->chunk = chunk;
 	t->start = t->end = 0;
+	t->gaps = false;
 	t->open = true;
 }
 
@@ -129,11 +147,14 @@ static void add_part(struct stream_trail *t, uint64_t off, const uint8_t *buf, s
 		if (buf)
 			digest(data, XXH3_128bits(buf, len));
 		chain(t, off / STREAM_PIECE, buf ? data : t->zero_chunk, t->full);
+		if (t->watch)
+			t->watch(t->ctx, off / STREAM_PIECE, 1, buf ? data : t->zero_chunk);
 		return;
 	}
 	if (!t->open)
 		open_chunk(t, off / STREAM_PIECE);
 	if (at != t->end) {
+		t->gaps |= t->end != t->start;
 		end_range(t);
 		t->start = at;
 	}

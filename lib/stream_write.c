@@ -240,6 +240,15 @@ void stream_write_content(struct stream_writer *w, const char sum[IMG_SUM_STR])
 	memcpy(w->totals.content_sum, sum, IMG_SUM_STR);
 }
 
+void stream_write_watch(struct stream_writer *w,
+			void (*fn)(void *ctx, uint64_t first, uint64_t n,
+				   const uint8_t sum[IMG_SUM_BYTES]),
+			void *ctx)
+{
+	if (w->content)
+		img_sum_watch(w->content, fn, ctx);
+}
+
 uint64_t stream_write_sent(const struct stream_writer *w)
 {
 	return w->totals.wire_bytes - w->skipped;
@@ -477,14 +486,19 @@ void stream_write_abort(struct stream_writer *w, const struct img_err *why)
 
 uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint)
 {
-	struct stream_marks m = {.totals = {.content_sum = "00000000000000000000000000000000"}};
+	static const char any[IMG_SUM_STR] = "00000000000000000000000000000000";
+	struct stream_begin most = *begin;
+	struct stream_marks m = {0};
 	uint8_t buf[4096];
 	uint64_t mark = STREAM_HEADER + stream_checkpoint_put(buf, &m);
 	uint64_t n = begin->planned_bytes + begin->planned_records * STREAM_HEADER;
 
-	if (begin->kind == STREAM_INCREMENT)
-		m.totals.content_sum[0] = '\0';
-	n += STREAM_PREAMBLE + STREAM_HEADER + stream_begin_put(buf, begin);
+	if (begin->kind != STREAM_INCREMENT)
+		memcpy(m.totals.content_sum, any, sizeof(any));
+	/* It may come to be known before the stream begins. */
+	if (begin->kind != STREAM_WHOLE)
+		memcpy(most.base_sum, any, sizeof(any));
+	n += STREAM_PREAMBLE + STREAM_HEADER + stream_begin_put(buf, &most);
 	n += STREAM_HEADER + stream_end_put(buf, &m);
 	return n + n / (checkpoint ? checkpoint : STREAM_CHECKPOINT_BYTES) * (mark + STREAM_HEADER);
 }

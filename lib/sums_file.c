@@ -277,7 +277,7 @@ int sums_out_publish(struct sums_out *o, const char *real, const struct sums_hea
 	put_last(o);
 	flush(o);
 	head.runs = o->runs;
-	if (!path || o->err.code || (lstat(path, &there) == 0 && !is_ours(path)) ||
+	if (!path || !o->runs || o->err.code || (lstat(path, &there) == 0 && !is_ours(path)) ||
 	    io_create(&n, &f, path, true, &o->err) < 0) {
 		free(path);
 		return -1;

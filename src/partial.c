@@ -489,7 +489,7 @@ void partial_chunks(struct partial *p, uint64_t first, uint64_t n, const uint8_t
 {
 	struct run *last = p->nruns ? &p->runs[p->nruns - 1] : NULL;
 
-	if (last && memcmp(last->sum, sum, IMG_SUM_BYTES) == 0) {
+	if (last && first == last->first + last->n && memcmp(last->sum, sum, IMG_SUM_BYTES) == 0) {
 		last->n += n;
 		return;
 	}
@@ -531,6 +531,21 @@ int partial_resume(struct partial *p, struct img_sum *content, struct img_err *e
 				   "%s: the partial result is damaged; vhd-recv --abort drops it",
 				   p->file);
 	return forget_from(p, p->end, err);
+}
+
+void partial_each(struct partial *p,
+		  void (*fn)(void *ctx, uint64_t first, uint64_t n,
+			     const uint8_t sum[IMG_SUM_BYTES]),
+		  void *ctx)
+{
+	uint8_t buf[MAX_RECORD];
+	uint64_t at = sizeof(magic), chain = 0;
+	uint32_t type;
+	size_t len;
+
+	while (at < p->end && next(p, &at, &chain, &type, buf, &len))
+		for (size_t i = 0; type == CHUNKS && i + CHUNK_LEN <= len; i += CHUNK_LEN)
+			fn(ctx, le64_get(buf + i), le64_get(buf + i + 8), buf + i + 16);
 }
 
 /* Marks */
@@ -687,6 +702,8 @@ int partial_remove(struct partial *p, bool image, struct img_err *err)
 
 	(void)partial_wait(p, &ignored);
 	p->marked = false;
+	if (image)
+		img_sums_remove(p->child);
 	if (image && (unlink_if_there(p->image, err) || unlink_if_there(p->child, err)))
 		return -1;
 	if (unlink_if_there(p->path, err))

@@ -72,6 +72,11 @@ int partial_resume(struct partial *p, struct img_sum *content, struct img_err *e
 uint64_t partial_end(const struct partial *p);
 
 void partial_chunks(struct partial *p, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
+/* Tells FN what was given to partial_chunks() for the image as it is now complete. */
+void partial_each(struct partial *p,
+		  void (*fn)(void *ctx, uint64_t first, uint64_t n,
+			     const uint8_t sum[IMG_SUM_BYTES]),
+		  void *ctx);
 /*
  * Makes NEW durable as it is now, and then MARK, in the background. LAST: waits for it, the
  * stream is complete.

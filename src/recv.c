@@ -228,10 +228,41 @@ static int verify(struct recv *r, struct img_err *err)
 	return rc;
 }
 
+/* All is in the image, and in the log what was summed on the way. */
+static struct img_sums *take_sums(struct recv *r)
+{
+	struct img_sums *s = img_sums_begin_new(img_new_chain(r->new), r->base);
+
+	if (s)
+		partial_each(r->partial, img_sums_add, s);
+	return s;
+}
+
+/* They are of the file under its name. That nobody has written to it since is seen by them. */
+static void keep_sums(struct recv *r, struct img_sums *s)
+{
+	struct img_open opts = r->common.open;
+	struct recv_dirs dirs = {0};
+	struct img_chain *c = NULL;
+	struct img_err ignored = {0};
+
+	if (!s)
+		return;
+	opts.raw = r->create.type == IMG_RAW;
+	if ((!r->base || recv_parent_in(r, r->parent, &opts, &dirs, &ignored) == 0) &&
+	    img_open(&c, r->path, &opts, &ignored) == 0)
+		img_sums_store(s, c);
+	else
+		img_sums_drop(s);
+	img_close(c);
+	free(dirs.own);
+}
+
 /* Everything was verified as it came; now it becomes a disk. */
 static int finish(struct recv *r, struct img_err *err)
 {
 	struct img_new *new = r->new;
+	struct img_sums *sums = NULL;
 
 	if (r->verify && !(r->onto && partial_is_done(r->partial))) {
 		if ((new && img_create_complete(new, err)) || verify(r, err)) {
@@ -239,12 +270,19 @@ static int finish(struct recv *r, struct img_err *err)
 			return -1;
 		}
 	}
-	r->new = NULL;
-	if (new && img_create_finish(new, err))
+	if (new && img_create_complete(new, err))
 		return -1;
+	if (new)
+		sums = take_sums(r);
+	r->new = NULL;
+	if (new && img_create_finish(new, err)) {
+		img_sums_drop(sums);
+		return -1;
+	}
 	/* The run that gave it its name may have died before that was durable. */
 	if (r->published && io_sync_dir_of(r->path, err))
 		return -1;
+	keep_sums(r, sums);
 	return r->onto ? recv_apply(r, err) : 0;
 }
 

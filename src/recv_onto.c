@@ -65,6 +65,7 @@ static int drop_child(struct recv *r, struct img_err *err)
 {
 	struct stat st;
 
+	img_sums_remove(r->path);
 	return lstat(r->path, &st) == 0 ? io_unlink(r->path, err) : 0;
 }
 

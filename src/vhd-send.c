@@ -62,6 +62,7 @@ struct send {
 	struct stream_writer *writer; /* NULL: planning, nothing is read */
 	struct stream_totals totals;
 	struct cli_progress progress;
+	struct img_sums *kept; /* of what is read */
 	uint64_t done;
 	/* data that is contiguous for the guest, wherever it lies */
 	uint64_t piece_off;
@@ -260,10 +261,7 @@ static void parse(struct send *s, int argc, char **argv)
 static int describe_base(struct send *s, struct img_err *err)
 {
 	const struct img_info *base;
-	struct img_open opts = s->common.open;
-	struct img_chain *c = NULL;
 	int layer = img_find_layer(s->chain, s->from, err);
-	int rc = 0;
 
 	if (layer < 0)
 		return img_err_set(err, IMG_DATA, "%s: is not in the chain of %s", s->from,
@@ -277,16 +275,48 @@ static int describe_base(struct send *s, struct img_err *err)
 	s->begin.base_size = base->size;
 	if (base->has_uuid)
 		memcpy(s->begin.base_uuid, base->uuid, 16);
-	if (!s->verify_base)
-		return 0;
-	opts.raw = base->type == IMG_RAW;
+	return 0;
+}
+
+/*
+ * The content sum of the base, so that the receiver can tell versions of it apart: asked for, or unasked
+ * where it is known or there is less to read for it than of the increment.
+ */
+static int sum_base(struct send *s, struct img_err *err)
+{
+	const struct img_sum_how how = {.known = !s->verify_base,
+					.limit = u64_max(s->begin.planned_bytes, CLI_CHEAP_SUM),
+					.progress = cli_progress,
+					.ctx = &s->progress};
+	struct img_open opts = s->common.open;
+	struct img_sum_result sum = {.done = false};
+	struct img_chain *c = NULL;
+	int rc = -1;
+
+	opts.raw = img_layer_info(s->chain, s->base)->type == IMG_RAW;
 	cli_progress_start(&s->progress, &s->common, "base");
-	if (img_open(&c, img_layer_path(s->chain, s->base), &opts, err) ||
-	    img_sum_chain(c, cli_progress, &s->progress, s->begin.base_sum, err))
-		rc = -1;
-	cli_progress_end(&s->progress, rc ? 0 : img_size(c));
+	if (img_open(&c, img_layer_path(s->chain, s->base), &opts, err) == 0)
+		rc = img_sum_disk(c, &how, &sum, err);
+	if (rc == 0 && sum.done)
+		memcpy(s->begin.base_sum, sum.sum, sizeof(sum.sum));
+	if (s->verify_base || s->progress.shown)
+		cli_progress_end(&s->progress, rc ? 0 : img_size(c));
 	img_close(c);
 	return rc;
+}
+
+static int tell_base(struct send *s, struct img_err *err)
+{
+	struct img_err unasked = {0};
+
+	if (!s->from || (s->dry == DRY_MAP && !s->verify_base))
+		return 0;
+	if (s->verify_base)
+		return sum_base(s, err);
+	/* What cannot be read there is no part of the increment. */
+	if (sum_base(s, &unasked) && cli_interrupted())
+		return img_err_set(err, IMG_AGAIN, "interrupted");
+	return 0;
 }
 
 static int describe_stale(struct send *s, struct img_err *err)
@@ -549,6 +579,7 @@ static int walk_against(struct send *s, struct img_err *err)
 		img_err_errno(err, ENOMEM, "%s", s->disk);
 		goto out;
 	}
+	img_sum_watch(content, img_sums_add, s->kept);
 	if (stream_write_space(s->writer, STREAM_PIECE, &buf, err))
 		goto out;
 	img_sum_chunk(memset(buf, 0, STREAM_PIECE), STREAM_PIECE, seed, zeros);
@@ -659,16 +690,26 @@ static int send_all(struct send *s, struct img_err *err)
 		img_sum_free(content);
 		return -1;
 	}
+	if (tell_base(s, err)) {
+		img_sum_free(content);
+		return -1;
+	}
 	if (s->dry == DRY_MAP)
 		return report_dry(s, err);
 	cli_progress_start(&s->progress, &s->common, s->disk);
+	/* Of all of it, or none. */
+	if (!s->from && !s->resume)
+		s->kept = img_sums_begin(s->chain);
 	if (begin_stream(s, &to, content, err))
 		return -1;
+	stream_write_watch(s->writer, img_sums_add, s->kept);
 	if ((s->against ? walk_against(s, err) : walk(s, err)) || stream_write_end(s->writer, &s->totals, err)) {
 		stream_write_abort(s->writer, err);
 		return -1;
 	}
 	cli_progress_end(&s->progress, s->done);
+	img_sums_store(s->kept, s->chain);
+	s->kept = NULL;
 	return s->dry ? report_dry(s, err) : report(s, err);
 }
 
@@ -693,6 +734,7 @@ int main(int argc, char **argv)
 	cli_warn_chain(&s.common, s.chain);
 	rc = send_all(&s, &err);
 out:
+	img_sums_drop(s.kept);
 	stream_writer_free(s.writer);
 	against_close(s.against);
 	img_close(s.chain);
