@@ -206,7 +206,8 @@ d_preflight_vm() { # NETWORK…
 
 # The disk, and what a receiver that was killed left of it.
 d_remove() { # TARGET
-	rm -f -- "$d_home/$1.vhd" "$d_home/$1.avhd" "$d_home/.$1.vhd".*.tmp "$d_home/.$1.avhd".*.tmp
+	rm -f -- "$d_home/$1.vhd" "$d_home/$1.avhd" "$d_home/.$1.vhd".*.tmp "$d_home/.$1.avhd".*.tmp \
+		"$d_home/$1.vhd.sums" "$d_home/$1.avhd.sums" "$d_job/changed.$1"
 }
 
 # Of a copy that was cut, what is durable is kept: prints the token to go on with, or nothing.
@@ -227,16 +228,28 @@ d_recv_base() { # TARGET
 	d_receive vhd-recv --quiet -- "$d_home/$1.vhd"
 }
 
+# From now on it is not what was copied. Need not be durable: nothing is known of a disk's content after a
+# new start, so nothing is compared.
+d_changes() { # TARGET
+	: >"$d_job/changed.$1" || d_die 73 "cannot write $d_job/changed.$1"
+}
+
 # An increment, which is folded into its base at once: what can fail for want of space fails before the
 # commit. A later increment of the same base holds whatever an earlier one held, so one that was
-# left behind half merged or not at all is no harm: it goes first. Prints three objects.
+# left behind half merged or not at all is no harm: it goes first. Only then is the base not the one at
+# the source. Prints three objects.
 d_recv_delta() { # TARGET
 	d_lock "$1"
 	rm -f -- "$d_home/.$1.avhd".*.tmp
 	if [ -e "$d_home/$1.avhd" ]; then
+		d_changes "$1"
 		vhd-merge --quiet --delete -- "$d_home/$1.avhd" >/dev/null || exit
 	fi
-	d_receive vhd-recv --quiet --parent="$d_home/$1.vhd" -- "$d_home/$1.avhd" || exit
+	d_changed=
+	[ ! -e "$d_job/changed.$1" ] || d_changed=--base-changed
+	# shellcheck disable=SC2086
+	d_receive vhd-recv --quiet $d_changed --parent="$d_home/$1.vhd" -- "$d_home/$1.avhd" || exit
+	d_changes "$1"
 	d_begin=$(d_now)
 	vhd-merge --quiet --json --delete -- "$d_home/$1.avhd" || exit
 	printf '{"hundredths":%d}\n' $(($(d_now) - d_begin))

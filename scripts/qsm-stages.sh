@@ -791,6 +791,12 @@ finish() {
 	report
 }
 
+# What is known of a disk's content beside it, unless that is a file of somebody else's.
+drop_sums() { # DISK
+	[ -f "$1.sums" ] && [ ! -L "$1.sums" ] || return 0
+	[ "$(head -c 8 -- "$1.sums" 2>/dev/null | tr -d '\0')" != qsm-sums ] || rm -f -- "$1.sums"
+}
+
 # The disks that the VM had here: what it stood on when the move began, and the AVHDs since. Parents below
 # that may be other VMs' too, and stay.
 delete_source() {
@@ -804,6 +810,7 @@ delete_source() {
 		return 0
 	fi
 	for d; do
+		drop_sums "$d"
 		rm -f -- "$d" || warn "cannot delete $d"
 	done
 	if [ -z "$far_local" ] && status && [ "$v_owner" = moved ]; then

@@ -21,7 +21,7 @@ struct recv {
 	enum verb verb;
 	bool json;
 	const char *file, *parent, *receipt;
-	bool onto, verify_base, new_uuid, verify, force;
+	bool onto, verify_base, base_changed, new_uuid, verify, force;
 	int type;  /* enum img_type or TYPE_KEEP */
 	int in;	   /* where the stream comes from */
 	FILE *out; /* where the receipt, a token or the status goes */

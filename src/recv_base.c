@@ -66,7 +66,7 @@ static int check_base_sum(struct recv *r, struct img_err *err)
 		return img_err_set(err, IMG_DATA,
 				   "the stream does not tell the content sum of its base; send it "
 				   "with vhd-send --verify-base");
-	if (!*r->begin.base_sum)
+	if (!*r->begin.base_sum || r->base_changed)
 		return 0;
 	if (r->verify_base && sum_base(r, &sum, err))
 		return -1;

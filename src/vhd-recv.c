@@ -26,6 +26,7 @@ static const char help[] =
 	"      --onto              FILE is there; what the stream says is changed in it, or "
 	"nothing is\n"
 	"      --verify-base       compare its content sum with the stream's first\n"
+	"      --base-changed      do not compare it at all: it holds an earlier increment already\n"
 	"      --type=TYPE         keep (the default), dynamic, fixed or raw\n"
 	"      --new-uuid          a copy with an identity of its own; by default the disk keeps "
 	"its\n"
@@ -44,6 +45,7 @@ static const char help[] =
 enum {
 	OPT_PARENT = CLI_TOOL,
 	OPT_VERIFY_BASE,
+	OPT_BASE_CHANGED,
 	OPT_TYPE,
 	OPT_NEW_UUID,
 	OPT_VERIFY,
@@ -59,6 +61,7 @@ static const struct option options[] = {
 	CLI_CHAIN_LONG,
 	{"parent", required_argument, NULL, OPT_PARENT},
 	{"verify-base", no_argument, NULL, OPT_VERIFY_BASE},
+	{"base-changed", no_argument, NULL, OPT_BASE_CHANGED},
 	{"type", required_argument, NULL, OPT_TYPE},
 	{"new-uuid", no_argument, NULL, OPT_NEW_UUID},
 	{"verify", no_argument, NULL, OPT_VERIFY},
@@ -113,6 +116,9 @@ static void set_option(struct recv *r, int opt)
 	case OPT_VERIFY_BASE:
 		r->verify_base = true;
 		break;
+	case OPT_BASE_CHANGED:
+		r->base_changed = true;
+		break;
 	case OPT_TYPE:
 		r->type = parse_type(optarg);
 		break;
@@ -155,6 +161,8 @@ static void parse(struct recv *r, int argc, char **argv)
 		r->parent = r->file;
 	if (r->verify_base && !r->parent)
 		cli_usage("--verify-base goes with --parent or --onto");
+	if (r->base_changed && (r->verify_base || !r->parent))
+		cli_usage("--base-changed goes with --parent or --onto, and not with --verify-base");
 	if (r->parent && r->type != TYPE_KEEP)
 		cli_usage("--type is for whole disks; an increment becomes a differencing disk");
 	if (r->json && r->verb != STATUS)

@@ -334,6 +334,8 @@ class Reader:
                "bytes": len(self.data), "stream_sum": self.sum.hex(), "type": b["type"],
                "uuid": b["uuid"].hex() if "uuid" in b else None,
                "content_sum": self.end["content_sum"].hex() if "content_sum" in self.end else None}
+        if "base_sum" in self.begin:
+            out["base_sum"] = self.begin["base_sum"].hex()
         out.update(self.count)
         return out
 
