@@ -457,11 +457,10 @@ sent() {
 # one is made durable while the next comes, and what stands in the pipes.
 @test "either side killed at random moments: the same command finishes, with the same result" {
 	local seed=${QSM_SEED:-$RANDOM} i tries victim status from=0 again most=0
-	local checkpoint=2 pipes=3 kills=0 sender receiver relay pid
+	local checkpoint=2 pipes=3 kills=0
 	echo "seed $seed"
 	RANDOM=$seed
 	head -c 24M /dev/urandom >disk.raw
-	mkfifo pipe pipe2
 	for i in $(seq "${QSM_KILLS:-4}"); do
 		victim=vhd-send
 		[ $((i % 2)) -eq 0 ] || victim=vhd-recv
@@ -469,21 +468,19 @@ sent() {
 		for tries in $(seq 80); do
 			[ "$tries" -lt 80 ] || fail "does not come to an end, seed $seed, run $i"
 			# The source is slow enough to be interrupted, and faster each time.
-			vhd-send --raw --checkpoint=${checkpoint}M --resume="$(vhd-recv --token out)" \
-				--rate-limit="$((60 + 30 * tries))M" disk.raw >pipe 2>/dev/null 3>&- &
-			sender=$!
-			tee relay.out <pipe >pipe2 2>/dev/null 3>&- &
-			relay=$!
-			vhd-recv --type=dynamic out <pipe2 >got 2>err 3>&- &
-			receiver=$!
-			pid=$sender
-			[ $victim = vhd-send ] || pid=$receiver
+			rm -f pid.vhd-send pid.vhd-recv
+			rate=$((20 + 20 * tries))M token=$(vhd-recv --token out) checkpoint=${checkpoint}M bash -c '
+				sh -c "echo \$\$ >pid.vhd-send; exec vhd-send --raw --checkpoint=$checkpoint \
+					--resume=$token --rate-limit=$rate disk.raw" 2>/dev/null |
+					tee relay.out 2>/dev/null |
+					sh -c "echo \$\$ >pid.vhd-recv; exec vhd-recv --type=dynamic out" >got 2>err
+				exit "${PIPESTATUS[2]}"' 2>/dev/null 3>&- &
+			wait_for 10 test -s pid.vhd-send
+			wait_for 10 test -s pid.vhd-recv
 			sleep "$(awk -v r=$RANDOM 'BEGIN { print r / 32768 * 0.3 }')"
-			kill -KILL $pid 2>/dev/null || :
-			wait $sender 2>/dev/null || :
-			wait $relay 2>/dev/null || :
+			kill -KILL "$(cat pid.$victim)" 2>/dev/null || :
 			status=0
-			wait $receiver 2>/dev/null || status=$?
+			wait $! || status=$?
 			[ $status -ne 0 ] || break
 			case $status in 137 | 76 | 75) ;; *) fail "status $status, seed $seed, run $i: $(cat err)" ;; esac
 			kills=$((kills + 1))
