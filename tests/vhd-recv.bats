@@ -165,6 +165,11 @@ not_accepted() {
 	assert_status 65
 }
 
+qemu_sha() {
+	qemu-img convert -O raw --image-opts "driver=vpc,force-size-calc=current_size,file.driver=file,file.filename=$1" q.raw
+	sha q.raw
+}
+
 @test "real disks arrive as they are to the guest" {
 	corpus dfvfs/ext2.vhd dfvfs/fat-parent.vhd dfvfs/ntfs-dynamic.vhd dfvfs/ntfs-fixed.vhd \
 		go-vhd/qemu.vhd go-vhd/vbox.vhd go-vhd/win8.1-1GB.vhd go-vhd/win8.vhd go-vhd/xapi.vhd \
@@ -175,6 +180,12 @@ not_accepted() {
 		vhd-send "$f" | vhd-recv --verify "out/$f"
 		model cmp "$f" "out/$f"
 		sound "out/$f"
+		# Others see the same, where they are at hand; a size that no geometry has needs to be told.
+		[ "$f" != win8.1-1GB.vhd ] || continue # 1 GiB of zeros
+		! command -v 7zz >/dev/null ||
+			[ "$(7zz x -so -tvhd "$f" 2>/dev/null | sha256sum)" = "$(7zz x -so -tvhd "out/$f" 2>/dev/null | sha256sum)" ] || fail "$f: 7zz"
+		! command -v qemu-img >/dev/null ||
+			[ "$(qemu_sha "$f")" = "$(qemu_sha "out/$f")" ] || fail "$f: qemu-img"
 	done
 	# 127 GiB
 	corpus qemu/virtualpc-dynamic.vhd
@@ -185,18 +196,22 @@ not_accepted() {
 @test "real chains arrive as they are to the guest" {
 	need 7zz
 	corpus dfvfs/fat-parent.vhd dfvfs/fat-differential.vhd dfvfs/ntfs-parent.vhd dfvfs/ntfs-differential.vhd \
-		go-vhd/win8.vhd go-vhd/win8-child.vhd
+		go-vhd/win8.vhd go-vhd/win8-child.vhd dfvfs/image.vhd dfvfs/image-differential.vhd
 	local p c
 	mkdir out
 	while read -r p c; do
 		vhd-send "$p" | vhd-recv "out/$p"
 		vhd-send --from="$p" "$c" | vhd-recv --verify --parent="out/$p" "out/$c"
 		model cmp "$c" "out/$c"
+		model cmp "$p" "out/$p"
+		# Edited by hand: 7-Zip refuses its checksums.
+		[ "$p" != image.vhd ] || continue
 		[ "$(7zz x -so -tvhd "$c" | sha256sum)" = "$(7zz x -so -tvhd "out/$c" | sha256sum)" ]
 	done <<-END
 		fat-parent.vhd fat-differential.vhd
 		ntfs-parent.vhd ntfs-differential.vhd
 		win8.vhd win8-child.vhd
+		image.vhd image-differential.vhd
 	END
 }
 
