@@ -175,6 +175,37 @@ came_whole() {
 	done
 }
 
+# joined WANT BASE SENDER…: a stream cut by half and its rest, joined by the independent reader, give WANT
+joined() {
+	local want=$1 base=$2
+	shift 2
+	"$@" --checkpoint=1M >whole
+	head -c $(($(stat -c %s whole) / 2)) whole >cut
+	vhd-recv ${base:+--parent="$base"} out <cut || [ $? -eq 76 ]
+	[ "$(dump --token cut)" = "$(vhd-recv --token out)" ]
+	"$@" --checkpoint=1M --resume="$(dump --token cut)" >rest
+	[ "$(stat -c %s rest)" -lt "$(stat -c %s whole)" ]
+	dump --join both rest cut
+	dump --joined --raw=o ${base:+--base=base.raw} both
+	cmp o "$want"
+	vhd-recv ${base:+--parent="$base"} out <rest
+	[ "$(vhd-sum -q out | cut -c-32)" = "$(vhd-sum -q "$want" | cut -c-32)" ]
+	rm out
+}
+
+@test "the independent reader joins every kind of stream" {
+	model make base.vhd --size=16M --fill=60:4K --raw=base.raw
+	cp base.raw all.raw
+	model make child.avhd --parent=base.vhd --fill=900:4K --zeros=9 --seed=7 --raw=all.raw
+	vhd-sum --blocks --seed=5 base.vhd >sums
+	vhd-convert -q --type=dynamic child.avhd new.vhd
+	joined all.raw '' vhd-send child.avhd
+	joined all.raw base.vhd vhd-send --from=base.vhd child.avhd
+	joined all.raw base.vhd vhd-send --against=sums new.vhd
+	head -c 6M /dev/urandom | base64 | head -c 8M >text.raw
+	joined text.raw '' vhd-send --raw --compress text.raw
+}
+
 @test "the token of an increment does not depend on how the records are cut" {
 	model make base.vhd --size=16M
 	model make child.avhd --parent=base.vhd --fill=900:4K --zeros=20
