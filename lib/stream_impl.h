@@ -14,8 +14,11 @@
 #define STREAM_SUM 16u
 #define STREAM_MAX_PAYLOAD (16u << 20)
 #define STREAM_MAX_CONTROL (64u << 10)
-/* Half of what may have to be sent again: while one is made durable the next is on its way. */
-#define STREAM_CHECKPOINT_BYTES (128ull << 20)
+/*
+ * Less than half of what may have to be sent again: while one is made durable the next is on its
+ * way, and behind that what stands in pipes.
+ */
+#define STREAM_CHECKPOINT_BYTES (120ull << 20)
 #define STREAM_CHECKPOINT_SECONDS 4
 
 enum { STREAM_INCOMPAT_ZSTD = 1u << 0, STREAM_INCOMPAT_CONTINUED = 1u << 1 };
