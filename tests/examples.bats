@@ -419,6 +419,26 @@ $(cat "$scene/script")"
 	same whole.vhd base/disk.vhd
 }
 
+@test "qsm(7): a disk that no tool opens" {
+	disk_and_child .
+	mkdir srv
+	cp disk.vhd srv
+	mkfifo pipe
+	{ vhd-send --from=disk.vhd disk.avhd 2>/dev/null | head -c 400; exec sleep 30; } >pipe 3>&- &
+	local sender=$! receiver
+	vhd-recv --onto srv/disk.vhd <pipe 3>&- &
+	receiver=$!
+	wait_for 10 test -e srv/disk.vhd.merging
+	kill -KILL $receiver $sender
+	wait $receiver $sender || :
+	run vhd-info srv/disk.vhd
+	assert_status 75
+	run bash -ec "$(example qsm.7 12 | sed 's,/srv/,srv/,')"
+	assert_status 0
+	assert_output_has 'no tool opens it'
+	vhd-info srv/disk.vhd
+}
+
 @test "no page has an example that is not here" {
 	for p in "$top"/man/*.[157]; do
 		p=${p##*/}
