@@ -21,7 +21,6 @@ struct stream_trail {
 	XXH3_state_t *data, *ranges;
 	uint8_t zero_chunk[STREAM_SUM]; /* of a chunk that is all zero */
 	uint8_t full[STREAM_SUM];	/* of the ranges of a chunk that is all there */
-	bool gaps;			/* the present chunk has more than one range */
 	uint64_t size;			/* of the disk; 0: nobody watches */
 	void (*watch)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
 	void *ctx;
@@ -119,7 +118,8 @@ static void close_chunk(struct stream_trail *t)
 	digest(ranges, XXH3_128bits_digest(t->ranges));
 	chain(t, t->chunk, data, ranges);
 	t->open = false;
-	if (t->watch && !t->gaps && t->start == 0 &&
+	/* The last range began at 0: it is the only one. */
+	if (t->watch && t->start == 0 &&
 	    t->end == u64_min(STREAM_PIECE, t->size - t->chunk * STREAM_PIECE))
 		t->watch(t->ctx, t->chunk, 1, data);
 }
@@ -130,7 +130,6 @@ static void open_chunk(struct stream_trail *t, uint64_t chunk)
 	XXH3_128bits_reset(t->ranges);
 	t->chunk = chunk;
 	t->start = t->end = 0;
-	t->gaps = false;
 	t->open = true;
 }
 
@@ -154,7 +153,6 @@ static void add_part(struct stream_trail *t, uint64_t off, const uint8_t *buf, s
 	if (!t->open)
 		open_chunk(t, off / STREAM_PIECE);
 	if (at != t->end) {
-		t->gaps |= t->end != t->start;
 		end_range(t);
 		t->start = at;
 	}
