@@ -35,6 +35,7 @@ struct stream_pipe {
 	uint64_t checkpoint; /* bytes between checkpoints when writing, 0: the usual */
 	unsigned threads;    /* that compress when writing, if there is memory; 0 or 1: none */
 	uint64_t ready;	    /* when the next byte may go; nanoseconds, private */
+	struct stream_relay *relay; /* private */
 };
 
 /* What a stream says of itself before the first byte of data. */
@@ -176,6 +177,11 @@ const char *stream_type_name(unsigned type);
 /* What a reader tells. Only what was verified arrives, in ascending order. */
 struct stream_visitor {
 	void *ctx;
+	/*
+	 * Data, zero, chunks and mark may come from another thread, later than the records; it
+	 * has ended when stream_read() returns.
+	 */
+	bool apart;
 	int (*begin)(void *ctx, const struct stream_begin *begin, struct img_err *err);
 	int (*data)(void *ctx, uint64_t off, const void *buf, size_t len, struct img_err *err);
 	int (*zero)(void *ctx, uint64_t off, uint64_t len, struct img_err *err);

@@ -97,7 +97,7 @@ int stream_end_get(const uint8_t *buf, size_t len, struct stream_marks *m,
 int stream_abort_get(const uint8_t *buf, size_t len, const struct stream_where *at,
 		     struct img_err *err);
 
-/* stream_pipe.c */
+/* stream_pipe.c. Waits end with IMG_AGAIN when RELAY, if not NULL, has failed. */
 void stream_pipe_tune(const struct stream_pipe *p);
 /* All of IOV, which is used up. A reader that went away is IMG_UNAVAIL. */
 int stream_pipe_write(struct stream_pipe *p, struct iovec *iov, int n, struct img_err *err);
@@ -118,6 +118,28 @@ size_t stream_codec_memory(int level);
 size_t stream_pack(struct stream_codec *c, const void *src, size_t len, void *dst, bool *failed);
 /* False: it is not a frame of exactly LEN bytes. */
 bool stream_unpack(struct stream_codec *c, const void *src, size_t stored, void *dst, size_t len);
+
+/*
+ * stream_relay.c: from the reader to the visitor's data, zero, chunks and mark. One thread, the
+ * reader's, calls these. When one has failed the reader ends; stream_relay_end() knows why.
+ */
+struct stream_relay;
+struct stream_relay *stream_relay_new(const struct stream_visitor *v);
+void stream_relay_free(struct stream_relay *r);
+/* Room for LEN bytes; only what lies there, and begins there, may be the next data. */
+int stream_relay_room(struct stream_relay *r, size_t len, uint8_t **buf, struct img_err *err);
+int stream_relay_data(struct stream_relay *r, uint64_t off, const uint8_t *buf, size_t len,
+		      struct img_err *err);
+int stream_relay_zero(struct stream_relay *r, uint64_t off, uint64_t len, struct img_err *err);
+void stream_relay_chunks(struct stream_relay *r, uint64_t first, uint64_t n,
+			 const uint8_t sum[IMG_SUM_BYTES]);
+int stream_relay_mark(struct stream_relay *r, const struct stream_mark *mark, struct img_err *err);
+/* After each record. */
+int stream_relay_step(struct stream_relay *r, struct img_err *err);
+/* The visitor's; asked while the reader waits for the pipe. */
+bool stream_relay_failed(struct stream_relay *r);
+/* All was visited. RC and ERR are the reader's; the visitor's come first. */
+int stream_relay_end(struct stream_relay *r, int rc, struct img_err *err);
 
 /* A range of the disk. */
 struct stream_run {

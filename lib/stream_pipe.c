@@ -35,6 +35,8 @@ static int stopped(const struct stream_pipe *p, struct img_err *err)
 {
 	if (p->stop && p->stop())
 		return img_err_set(err, IMG_AGAIN, "%s: interrupted", p->name);
+	if (p->relay && stream_relay_failed(p->relay))
+		return img_err_set(err, IMG_AGAIN, "%s: not needed any more", p->name);
 	return 0;
 }
 

@@ -2,7 +2,7 @@
 /*
  * The receiving side. A record is verified, whole, before anything of it is used; then it must
  * fit what came before. The other side is not trusted: all sizes are bounded, memory is
- * taken as bytes arrive.
+ * taken as bytes arrive. A payload is read to where the visitor will find it.
  */
 #include "config.h"
 
@@ -13,15 +13,13 @@
 #include "bytes.h"
 #include "stream_impl.h"
 
-enum {
-	AHEAD = 256 << 10,	     /* read at once, where records are small */
-	ROOM = STREAM_PIECE + AHEAD, /* enough for our own sender */
-};
+enum { AHEAD = 256 << 10 }; /* read at once, where records are small */
 
 struct reader {
 	struct stream_pipe from;
 	const struct stream_visitor *v;
-	struct stream_where at;
+	struct stream_relay *relay;
+	struct stream_where at; /* the present record */
 	struct stream_begin begin;
 	struct stream_codec *codec;
 	struct img_sum *content; /* whole disks */
@@ -31,8 +29,14 @@ struct reader {
 	struct stream_trail *trail;
 	bool continued, begun, ended, mark_due;
 	struct stream_mark last; /* before END */
-	uint8_t *buf, *plain;
-	size_t cap, start, end;
+	uint8_t head[STREAM_HEADER];
+	uint8_t *payload; /* of the present record */
+	uint64_t got;	  /* bytes of it that were taken */
+	bool large;	  /* the one before was */
+	uint8_t *buf;	  /* read ahead; AHEAD */
+	size_t start, end;
+	uint8_t *own; /* payloads that are not for the visitor, or not yet */
+	size_t own_cap;
 };
 
 static size_t have(const struct reader *r)
@@ -40,89 +44,88 @@ static size_t have(const struct reader *r)
 	return r->end - r->start;
 }
 
-/* At least LEN bytes in the buffer, in one piece. */
-static int make_room(struct reader *r, size_t len, struct img_err *err)
-{
-	uint8_t *buf;
-
-	if (r->start + len <= r->cap)
-		return 0;
-	if (len > r->cap) {
-		/* Untouched pages cost nothing: a length that lies takes no memory. */
-		buf = malloc(len + STREAM_HEADER);
-		if (!buf)
-			return img_err_errno(err, ENOMEM, "%s", r->at.name);
-		memcpy(buf, r->buf + r->start, have(r));
-		free(r->buf);
-		r->buf = buf;
-		r->cap = len + STREAM_HEADER;
-	} else {
-		memmove(r->buf, r->buf + r->start, have(r));
-	}
-	r->end -= r->start;
-	r->start = 0;
-	return 0;
-}
-
 /*
- * Reads until LEN bytes are there. Behind a large record only the next header is read along, so
- * that there is next to nothing to move. *MORE is false at the end of the file.
+ * LEN bytes, a few, to DST. Behind a large record nothing is read along that would have to be
+ * moved. *MORE is false at the end of the file.
  */
-static int fill(struct reader *r, size_t len, bool *more, struct img_err *err)
+static int take_bytes(struct reader *r, void *dst, size_t len, bool *more, struct img_err *err)
 {
-	size_t want = len >= AHEAD ? len + STREAM_HEADER : AHEAD, got;
+	size_t got;
 
-	*more = true;
-	if (have(r) >= len)
-		return 0;
-	if (!have(r))
-		r->start = r->end = 0;
-	if (make_room(r, len, err))
-		return -1;
-	want = (size_t)u64_min(want, r->cap - r->start);
-	if (stream_pipe_read(&r->from, r->buf + r->end, len - have(r), want - have(r), &got, err))
-		return -1;
-	r->end += got;
+	if (have(r) < len) {
+		memmove(r->buf, r->buf + r->start, have(r));
+		r->end -= r->start;
+		r->start = 0;
+		if (stream_pipe_read(&r->from, r->buf + r->end, len - r->end,
+				     (r->large ? len : AHEAD) - r->end, &got, err))
+			return -1;
+		r->end += got;
+	}
 	*more = have(r) >= len;
+	if (*more) {
+		memcpy(dst, r->buf + r->start, len);
+		r->start += len;
+		r->got += len;
+	}
 	return 0;
 }
 
-static void consume(struct reader *r, size_t len)
+/* Any number of them. */
+static int take_payload(struct reader *r, uint8_t *dst, size_t len, bool *more, struct img_err *err)
 {
-	r->start += len;
-	r->at.pos += len;
-	r->totals.wire_bytes += len;
+	size_t n = have(r) < len ? have(r) : len, got = 0;
+
+	if (len < AHEAD / 2)
+		return take_bytes(r, dst, len, more, err);
+	memcpy(dst, r->buf + r->start, n);
+	r->start += n;
+	r->got += n;
+	if (n < len && stream_pipe_read(&r->from, dst + n, len - n, len - n, &got, err))
+		return -1;
+	r->got += got;
+	*more = n + got == len;
+	return 0;
+}
+
+/* The present record is done with. */
+static void pass(struct reader *r)
+{
+	r->large = r->got >= AHEAD / 2;
+	r->at.pos += r->got;
+	r->totals.wire_bytes += r->got;
+	r->got = 0;
 }
 
 static int cut(struct reader *r, struct img_err *err)
 {
 	r->totals.cut = true;
-	if (!r->at.pos && !have(r))
+	if (!r->at.pos && !r->got && !have(r))
 		return img_err_set(err, IMG_PROTO, "%s: empty; the sender's message says why",
 				   r->at.name);
 	return img_err_set(err, IMG_PROTO,
 			   "%s: the stream is cut at byte %llu, its END is missing: the sender or "
 			   "the connection died; run the same command again",
-			   r->at.name, (unsigned long long)(r->at.pos + have(r)));
+			   r->at.name, (unsigned long long)(r->at.pos + r->got + have(r)));
 }
 
 static int read_preamble(struct reader *r, struct img_err *err)
 {
+	uint8_t preamble[STREAM_PREAMBLE] = {0};
 	bool more;
 
-	if (fill(r, STREAM_PREAMBLE, &more, err))
+	if (take_bytes(r, preamble, sizeof(preamble), &more, err))
 		return -1;
 	if (!more && have(r) < 8)
 		return cut(r, err);
 	if (!more) /* even a short file can be told from a stream */
-		memset(r->buf + r->end, 0, STREAM_PREAMBLE - have(r));
-	if (stream_preamble_get(r->buf + r->start, &r->begin, &r->continued, &r->at, err))
+		memcpy(preamble, r->buf + r->start, have(r));
+	if (stream_preamble_get(preamble, &r->begin, &r->continued, &r->at, err))
 		return -1;
 	if (!more)
 		return cut(r, err);
 	r->seed = stream_seed(r->begin.stream_id);
-	stream_sum_begin(r->sum, r->buf + r->start);
-	consume(r, STREAM_PREAMBLE);
+	stream_sum_begin(r->sum, preamble);
+	pass(r);
 	if (r->begin.compressed && !(r->codec = stream_codec_new(0, err)))
 		return -1;
 	return 0;
@@ -154,25 +157,40 @@ static int check_head(struct reader *r, const struct stream_head *h, struct img_
 	return 0;
 }
 
-/* The next record, whole and verified; its payload behind the header in the buffer. */
+/* Where the payload goes: data at once to where the visitor finds it. */
+static int place(struct reader *r, const struct stream_head *h, struct img_err *err)
+{
+	if (h->type == STREAM_DATA && !(h->flags & STREAM_ZSTD) && h->stored)
+		return stream_relay_room(r->relay, h->stored, &r->payload, err);
+	if (!r->own || h->stored > r->own_cap) {
+		free(r->own);
+		/* Untouched pages cost nothing: a length that lies takes no memory. */
+		r->own_cap = h->stored > STREAM_MAX_CONTROL ? h->stored : STREAM_MAX_CONTROL;
+		r->own = malloc(r->own_cap);
+		if (!r->own)
+			return img_err_errno(err, ENOMEM, "%s", r->at.name);
+	}
+	r->payload = r->own;
+	return 0;
+}
+
+/* The next record, whole and verified. */
 static int next_record(struct reader *r, struct stream_head *h, struct img_err *err)
 {
-	const uint8_t *p;
 	bool more;
 
-	if (fill(r, STREAM_HEADER, &more, err))
+	if (take_bytes(r, r->head, STREAM_HEADER, &more, err))
 		return -1;
 	if (!more)
 		return cut(r, err);
-	stream_head_get(r->buf + r->start, h);
+	stream_head_get(r->head, h);
 	if (h->stored > STREAM_MAX_PAYLOAD)
 		return stream_bad(&r->at, err, "damaged: %u bytes in one record", h->stored);
-	if (fill(r, STREAM_HEADER + h->stored, &more, err))
+	if (place(r, h, err) || (h->stored && take_payload(r, r->payload, h->stored, &more, err)))
 		return -1;
-	p = r->buf + r->start;
 	if (!more)
 		return cut(r, err);
-	if (stream_head_sum(p, p + STREAM_HEADER, h->stored, r->seed) != h->sum)
+	if (stream_head_sum(r->head, r->payload, h->stored, r->seed) != h->sum)
 		return stream_bad(&r->at, err, "damaged: the checksum does not match");
 	if (r->continued && !r->begun)
 		r->at.seq = h->seq; /* it says itself where it goes on */
@@ -204,8 +222,7 @@ static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[I
 	struct reader *r = ctx;
 
 	stream_trail_chunks(r->trail, first, n, sum, r->begin.size);
-	if (r->v->chunks)
-		r->v->chunks(r->v->ctx, first, n, sum);
+	stream_relay_chunks(r->relay, first, n, sum);
 }
 
 /* In an increment those that came whole. */
@@ -282,40 +299,40 @@ static int take_continue(struct reader *r, const struct stream_head *h, const ui
 				   "the stream up to byte %llu; ask for the token again",
 				   r->at.name, (unsigned long long)m.wire_bytes,
 				   (unsigned long long)mark.wire_bytes);
-	consume(r, STREAM_HEADER + h->stored);
+	pass(r);
 	go_on(r, &mark);
 	return 0;
 }
 
-static int unpack(struct reader *r, const struct stream_head *h, const uint8_t **payload,
-		  struct img_err *err)
+static int unpack(struct reader *r, const struct stream_head *h, struct img_err *err)
 {
+	uint8_t *plain;
+
 	if (h->len > STREAM_MAX_PAYLOAD)
 		return stream_bad(&r->at, err, "a record of %llu bytes",
 				  (unsigned long long)h->len);
-	if (!r->plain && !(r->plain = malloc(STREAM_MAX_PAYLOAD)))
-		return img_err_errno(err, ENOMEM, "%s", r->at.name);
-	if (!stream_unpack(r->codec, *payload, h->stored, r->plain, (size_t)h->len))
+	if (stream_relay_room(r->relay, (size_t)h->len, &plain, err))
+		return -1;
+	if (!stream_unpack(r->codec, r->payload, h->stored, plain, (size_t)h->len))
 		return stream_bad(&r->at, err, "does not decompress to %llu bytes",
 				  (unsigned long long)h->len);
-	*payload = r->plain;
+	r->payload = plain;
 	return 0;
 }
 
-static int take_data(struct reader *r, const struct stream_head *h, const uint8_t *payload,
-		     struct img_err *err)
+static int take_data(struct reader *r, const struct stream_head *h, struct img_err *err)
 {
 	if (take_range(r, h, err))
 		return -1;
-	if (h->flags & STREAM_ZSTD && unpack(r, h, &payload, err))
+	if (h->flags & STREAM_ZSTD && unpack(r, h, err))
 		return -1;
 	r->totals.data_records++;
 	r->totals.data_bytes += h->len;
 	if (r->content)
-		img_sum_data(r->content, payload, (size_t)h->len);
+		img_sum_data(r->content, r->payload, (size_t)h->len);
 	else
-		stream_trail_add(r->trail, h->off, payload, h->len);
-	return r->v->data(r->v->ctx, h->off, payload, (size_t)h->len, err);
+		stream_trail_add(r->trail, h->off, r->payload, h->len);
+	return stream_relay_data(r->relay, h->off, r->payload, (size_t)h->len, err);
 }
 
 static int take_zero(struct reader *r, const struct stream_head *h, struct img_err *err)
@@ -328,7 +345,7 @@ static int take_zero(struct reader *r, const struct stream_head *h, struct img_e
 		img_sum_zeros(r->content, h->len);
 	else
 		stream_trail_add(r->trail, h->off, NULL, h->len);
-	return r->v->zero(r->v->ctx, h->off, h->len, err);
+	return stream_relay_zero(r->relay, h->off, h->len, err);
 }
 
 static int check_marks(const struct reader *r, const struct stream_marks *m, struct img_err *err)
@@ -383,7 +400,7 @@ static int tell_mark(struct reader *r, struct img_err *err)
 	if (!r->v->mark)
 		return 0;
 	make_mark(r, &m);
-	return r->v->mark(r->v->ctx, &m, err);
+	return stream_relay_mark(r->relay, &m, err);
 }
 
 static int take_end(struct reader *r, const struct stream_head *h, const uint8_t *payload,
@@ -429,21 +446,19 @@ static int take_end(struct reader *r, const struct stream_head *h, const uint8_t
 
 static int take(struct reader *r, const struct stream_head *h, struct img_err *err)
 {
-	const uint8_t *payload = r->buf + r->start + STREAM_HEADER;
-
 	switch (h->type) {
 	case STREAM_BEGIN:
-		return take_begin(r, h, payload, err);
+		return take_begin(r, h, r->payload, err);
 	case STREAM_DATA:
-		return take_data(r, h, payload, err);
+		return take_data(r, h, err);
 	case STREAM_ZERO:
 		return take_zero(r, h, err);
 	case STREAM_CHECKPOINT:
-		return take_checkpoint(r, h, payload, err);
+		return take_checkpoint(r, h, r->payload, err);
 	case STREAM_END:
-		return take_end(r, h, payload, err);
+		return take_end(r, h, r->payload, err);
 	case STREAM_ABORT:
-		return stream_abort_get(payload, h->stored, &r->at, err);
+		return stream_abort_get(r->payload, h->stored, &r->at, err);
 	}
 	if (h->flags & STREAM_CRITICAL)
 		return stream_bad(&r->at, err, "unknown type %u; a newer program sent this",
@@ -475,6 +490,7 @@ static void tell_record(struct reader *r, const struct stream_head *h)
 
 static int read_all(struct reader *r, struct img_err *err)
 {
+	uint8_t behind;
 	bool more;
 
 	if (read_preamble(r, err))
@@ -487,45 +503,47 @@ static int read_all(struct reader *r, struct img_err *err)
 		if (r->v->record)
 			tell_record(r, &h);
 		if (h.type == STREAM_CONTINUE) {
-			if (take_continue(r, &h, r->buf + r->start + STREAM_HEADER, err))
+			if (take_continue(r, &h, r->payload, err))
 				return -1;
 			continue;
 		}
 		if (take(r, &h, err))
 			return -1;
-		stream_sum_link(r->sum, r->buf + r->start);
+		stream_sum_link(r->sum, r->head);
 		r->totals.records++;
 		r->at.seq++;
-		consume(r, STREAM_HEADER + h.stored);
-		if (r->mark_due && tell_mark(r, err))
+		pass(r);
+		if ((r->mark_due && tell_mark(r, err)) || stream_relay_step(r->relay, err))
 			return -1;
 	}
-	if (fill(r, 1, &more, err))
+	if (take_bytes(r, &behind, 1, &more, err))
 		return -1;
 	if (more)
 		return img_err_set(err, IMG_PROTO, "%s: something follows the END at byte %llu",
 				   r->at.name, (unsigned long long)r->at.pos);
 	stream_sum_str(r->sum, r->totals.stream_sum);
-	return r->v->mark ? r->v->mark(r->v->ctx, &r->last, err) : 0;
+	return stream_relay_mark(r->relay, &r->last, err);
 }
 
 int stream_read(const struct stream_pipe *from, const struct stream_visitor *visitor,
 		struct stream_totals *totals, struct img_err *err)
 {
-	struct reader r = {.from = *from, .v = visitor, .at = {.name = from->name}, .cap = ROOM};
-	void *buf = NULL;
+	struct reader r = {.from = *from, .v = visitor, .at = {.name = from->name}};
 	int rc;
 
-	if (posix_memalign(&buf, 4096, r.cap))
-		return img_err_errno(err, ENOMEM, "%s", from->name);
-	r.buf = buf;
+	r.relay = r.from.relay = stream_relay_new(visitor);
+	r.buf = malloc(AHEAD);
 	stream_pipe_tune(&r.from);
-	rc = read_all(&r, err);
+	if (!r.relay || !r.buf)
+		rc = img_err_errno(err, ENOMEM, "%s", from->name);
+	else
+		rc = stream_relay_end(r.relay, read_all(&r, err), err);
 	*totals = r.totals;
+	stream_relay_free(r.relay);
 	stream_codec_free(r.codec);
 	img_sum_free(r.content);
 	stream_trail_free(r.trail);
-	free(r.plain);
+	free(r.own);
 	free(r.buf);
 	return rc;
 }

@@ -316,6 +316,7 @@ static int receive(struct recv *r, struct img_err *err)
 	const struct stream_pipe from = {
 		.fd = r->in, .name = "standard input", .stop = cli_interrupted};
 	const struct stream_visitor visitor = {.ctx = r,
+					       .apart = true,
 					       .begin = on_begin,
 					       .data = on_data,
 					       .zero = on_zero,
