@@ -495,6 +495,41 @@ while True:
 	done
 }
 
+@test "a full disk, while the sender is silent" {
+	head -c 8M /dev/urandom >disk.raw
+	vhd-send --raw disk.raw >s
+	mkfifo pipe
+	{ head -c 7M s; exec sleep 30; } >pipe 3>&- &
+	local sender=$! began=$SECONDS
+	run --separate-stderr small_fs 4M "vhd-recv --type=raw small/out <pipe"
+	kill $sender
+	assert_status 73
+	[[ $stderr == *space* ]]
+	[ $((SECONDS - began)) -lt 10 ]
+}
+
+@test "what came before the stream is refused does not hide that it cannot be written" {
+	head -c 8M /dev/urandom >disk.raw
+	vhd-send --raw disk.raw >s
+	head -c 8388000 s >cut
+	run --separate-stderr small_fs 4M "vhd-recv --type=raw small/out <cut"
+	assert_status 73
+	[[ $stderr == *space* ]]
+}
+
+@test "without threads it goes as well" {
+	chain
+	local n
+	vhd-send src/base.vhd >whole
+	vhd-send --compress --from=src/base.vhd src/child.avhd >inc
+	for n in 1 2; do
+		faulty FAULT_THREAD=$n vhd-recv -q --type=raw b$n.raw <whole
+		cmp b$n.raw base.raw
+		faulty FAULT_THREAD=$n vhd-recv -q --parent=src/base.vhd c$n.avhd <inc
+		[ "$(vhd-sum c$n.avhd --parent-dir=src | cut -c-32)" = "$(vhd-sum src/child.avhd | cut -c-32)" ]
+	done
+}
+
 @test "a failed sync is a failure" {
 	head -c 1M /dev/urandom >disk.raw
 	vhd-send --raw disk.raw >s
