@@ -499,7 +499,7 @@ while True:
 	head -c 8M /dev/urandom >disk.raw
 	vhd-send --raw disk.raw >s
 	mkfifo pipe
-	{ head -c 7M s; exec sleep 30; } >pipe 3>&- &
+	{ head -c 5500000 s; exec sleep 30; } >pipe 3>&- &
 	local sender=$! began=$SECONDS
 	run --separate-stderr small_fs 4M "vhd-recv --type=raw small/out <pipe"
 	kill $sender
@@ -524,7 +524,7 @@ while True:
 	vhd-send --compress --from=src/base.vhd src/child.avhd >inc
 	for n in 1 2; do
 		faulty FAULT_THREAD=$n vhd-recv -q --type=raw b$n.raw <whole
-		cmp b$n.raw base.raw
+		cmp b$n.raw src/base.raw
 		faulty FAULT_THREAD=$n vhd-recv -q --parent=src/base.vhd c$n.avhd <inc
 		[ "$(vhd-sum c$n.avhd --parent-dir=src | cut -c-32)" = "$(vhd-sum src/child.avhd | cut -c-32)" ]
 	done
