@@ -550,12 +550,12 @@ void partial_each(struct partial *p,
 
 /* Marks */
 
-static void settle(struct partial *p)
+static void settle(struct partial *p, struct img_new *new)
 {
 	uint8_t buf[MARK_LEN];
 
 	mark_put(buf, &p->next, p->next_end, p->inode, p->next_complete);
-	if (img_create_sync(p->new, &p->err) || append(p, MARK, buf, sizeof(buf), &p->err) ||
+	if (img_create_sync(new, &p->err) || append(p, MARK, buf, sizeof(buf), &p->err) ||
 	    io_sync(&p->log, &p->err))
 		return;
 	p->mark = p->next;
@@ -571,9 +571,11 @@ static void *serve(void *arg)
 
 	pthread_mutex_lock(&p->mutex);
 	while (!p->quit) {
+		struct img_new *new = p->new;
+
 		if (p->busy) {
 			pthread_mutex_unlock(&p->mutex);
-			settle(p);
+			settle(p, new);
 			pthread_mutex_lock(&p->mutex);
 			p->busy = false;
 			pthread_cond_broadcast(&p->change);
@@ -581,7 +583,7 @@ static void *serve(void *arg)
 			p->begin = false;
 			p->beginning = true;
 			pthread_mutex_unlock(&p->mutex);
-			img_writeback(img_new_chain(p->new));
+			img_writeback(img_new_chain(new));
 			pthread_mutex_lock(&p->mutex);
 			p->beginning = false;
 			pthread_cond_broadcast(&p->change);
@@ -634,13 +636,14 @@ void partial_writeback(struct partial *p, struct img_new *new)
 }
 
 /* Hands the mark to the thread, or without one does what it would. */
-static void hand_over(struct partial *p)
+static void hand_over(struct partial *p, struct img_new *new)
 {
 	if (!start(p)) {
-		settle(p);
+		settle(p, new);
 		return;
 	}
 	pthread_mutex_lock(&p->mutex);
+	p->new = new;
 	p->busy = true;
 	p->begin = false;
 	pthread_cond_broadcast(&p->change);
@@ -650,24 +653,24 @@ static void hand_over(struct partial *p)
 int partial_set_mark(struct partial *p, struct img_new *new, const struct stream_mark *mark,
 		     bool last, struct img_err *err)
 {
-	bool first = !p->marked;
+	bool first;
 	struct stat st;
 
 	if (wait_mark(p, err) || flush_runs(p, err))
 		return -1;
+	first = !p->marked;
 	if (img_create_settle(new, &p->next_end, err))
 		return -1;
 	if (lstat(p->image, &st) < 0)
 		return img_err_errno(err, errno, "%s: somebody removed the partial result",
 				     p->file);
 	p->inode = st.st_ino;
-	p->new = new;
 	p->next = *mark;
 	p->next_complete = last;
 	/* The names must be durable before the mark counts. */
 	if (first && io_sync_dir_of(p->path, err))
 		return -1;
-	hand_over(p);
+	hand_over(p, new);
 	return last || !p->started ? partial_wait(p, err) : 0;
 }
 
