@@ -499,7 +499,7 @@ while True:
 	head -c 8M /dev/urandom >disk.raw
 	vhd-send --raw disk.raw >s
 	mkfifo pipe
-	{ head -c 5500000 s; exec sleep 30; } >pipe 3>&- &
+	{ head -c 5500000 s || :; exec sleep 30; } >pipe 3>&- &
 	local sender=$! began=$SECONDS
 	run --separate-stderr small_fs 4M "vhd-recv --type=raw small/out <pipe"
 	kill $sender
