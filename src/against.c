@@ -101,6 +101,24 @@ bool against_uuid(const struct against *a, uint8_t uuid[16])
 	return a->has_uuid;
 }
 
+bool against_content(struct against *a, char sum[IMG_SUM_STR])
+{
+	char last[4 + IMG_SUM_STR + 1] = "";
+	const long len = sizeof(last) - 1; /* "end SUM" and the end of the line */
+	long at = a->seed || a->f == stdin ? -1 : ftell(a->f);
+	bool good;
+
+	if (at < 0 || fseek(a->f, -len, SEEK_END))
+		return false;
+	good = fread(last, 1, (size_t)len, a->f) == (size_t)len && !strncmp(last, "end ", 4) &&
+	       strspn(last + 4, "0123456789abcdef") == IMG_SUM_STR - 1;
+	/* Where there is no way back the next line is none, which is told. */
+	(void)!fseek(a->f, at, SEEK_SET);
+	if (good)
+		snprintf(sum, IMG_SUM_STR, "%.*s", IMG_SUM_STR - 1, last + 4);
+	return good;
+}
+
 static bool sum_get(const char *s, uint8_t sum[IMG_SUM_BYTES])
 {
 	if (strspn(s, "0123456789abcdef") != 2 * IMG_SUM_BYTES)

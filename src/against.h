@@ -18,6 +18,11 @@ void against_close(struct against *a);
 uint64_t against_size(const struct against *a);
 uint64_t against_seed(const struct against *a);
 bool against_uuid(const struct against *a, uint8_t uuid[16]);
+/*
+ * The content sum of the copy, from the last line, if that is one (seed 0) and can be read beforehand.
+ * against_end() checks it.
+ */
+bool against_content(struct against *a, char sum[IMG_SUM_STR]);
 /* The sum of the next chunk. */
 int against_next(struct against *a, uint8_t sum[IMG_SUM_BYTES], struct img_err *err);
 /* All chunks were read: is the end there, and were the lines what vhd-sum printed? */

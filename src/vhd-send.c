@@ -330,6 +330,7 @@ static int describe_stale(struct send *s, struct img_err *err)
 	s->begin.kind = STREAM_DIFFERENCE;
 	s->begin.base_size = s->begin.size;
 	(void)against_uuid(s->against, s->begin.base_uuid);
+	(void)against_content(s->against, s->begin.base_sum);
 	return 0;
 }
 

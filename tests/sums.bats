@@ -660,6 +660,25 @@ hostile() {
 	vhd-recv --base-changed --parent=base.vhd leaf.avhd <../s
 }
 
+@test "a stale copy that is not the one that was summed is refused before the first byte, unasked" {
+	big disk.vhd
+	cp disk.vhd stale.vhd
+	writes disk.vhd --fill=2:4K --seed=9
+	vhd-sum --blocks stale.vhd >stale
+	vhd-send --against=stale disk.vhd >s
+	[ "$(base_sum s)" = "$(sum stale.vhd)" ]
+	cp stale.vhd good.vhd
+	writes stale.vhd --fill=1:4K --seed=10
+	vhd-sum stale.vhd
+	unchanged stale.vhd -- vhd-recv --onto stale.vhd <s
+	assert_status 65
+	vhd-recv --onto good.vhd <s
+	[ "$(sum good.vhd)" = "$(sum disk.vhd)" ]
+	vhd-sum --blocks --seed=3 stale.vhd >stale
+	vhd-send --against=stale disk.vhd >s
+	[ -z "$(base_sum s)" ]
+}
+
 @test "an increment reads of the base what it touches and no more" {
 	big base.vhd
 	mkdir far
