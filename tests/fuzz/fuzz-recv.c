@@ -34,6 +34,7 @@ struct chunks {
 
 struct recv {
 	enum img_type type; /* wished, of whole disks */
+	bool apart;	    /* the visitor has a thread */
 	struct img_create create;
 	struct stream_begin begin;
 	bool begun, resumed, too_large;
@@ -176,6 +177,7 @@ static int on_mark(void *ctx, const struct stream_mark *m, struct img_err *err)
 static int receive(struct recv *r, const uint8_t *p, size_t n, bool keep)
 {
 	const struct stream_visitor v = {.ctx = r,
+					 .apart = r->apart,
 					 .begin = on_begin,
 					 .data = on_data,
 					 .zero = on_zero,
@@ -227,21 +229,23 @@ static void check_disk(struct recv *r, const struct model *m)
 	img_close(c);
 }
 
-static void start(struct recv *r, enum img_type type)
+static void start(struct recv *r, uint8_t how)
 {
-	*r = (struct recv){.type = type};
+	static const enum img_type types[] = {IMG_DYNAMIC, IMG_FIXED, IMG_RAW};
+
+	*r = (struct recv){.type = types[how % 3], .apart = how & 0x80};
 	memset(r->uuid, 0x5a, 16);
 	snprintf(r->path, sizeof(r->path), "%s", fuzz_path("out"));
 	snprintf(r->partial, sizeof(r->partial), "%s", fuzz_path("partial"));
 	snprintf(r->base, sizeof(r->base), "%s", fuzz_path("base"));
 }
 
-static void in_one_piece(enum img_type type, const uint8_t *p, size_t n)
+static void in_one_piece(uint8_t how, const uint8_t *p, size_t n)
 {
 	struct recv r;
 	int rc;
 
-	start(&r, type);
+	start(&r, how);
 	rc = receive(&r, p, n, false);
 	if (!r.too_large && !model.too_large && (rc == 0) != model.ok)
 		fuzz_die(NULL, "%s, but the page says: %s at %zu", rc ? "refused" : "accepted",
@@ -283,14 +287,14 @@ static void seal_rest(const struct recv *r, uint8_t *p, size_t n, unsigned what)
 }
 
 /* HEAD is the input's. The model likes the stream. */
-static void in_two_pieces(enum img_type type, const uint8_t *p, size_t n, const uint8_t *head)
+static void in_two_pieces(const uint8_t *p, size_t n, const uint8_t *head)
 {
 	static uint8_t rest[MAX_STREAM + 4096], joined[MAX_STREAM];
 	size_t cut, len, left, at;
 	struct recv r;
 	int rc;
 
-	start(&r, type);
+	start(&r, head[1]);
 	r.keep = 1 + (head[2] - 1u) % model.marks;
 	at = model.mark[r.keep - 1];
 	cut = at + (model.end_at - at) * head[3] / 255;
@@ -336,7 +340,6 @@ static void token(const uint8_t *data, size_t size)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static const enum img_type types[] = {IMG_DYNAMIC, IMG_FIXED, IMG_RAW};
 	uint8_t head[HEAD];
 
 	if (size && !data[0])
@@ -347,10 +350,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	size -= HEAD;
 	fuzz_dir_clear();
 	model_read(&model, data + HEAD, size, false);
-	in_one_piece(types[head[1] % 3], data + HEAD, size);
+	in_one_piece(head[1], data + HEAD, size);
 	if (head[2] && model.ok && model.marks) {
 		fuzz_dir_clear();
-		in_two_pieces(types[head[1] % 3], data + HEAD, size, head);
+		in_two_pieces(data + HEAD, size, head);
 	}
 	return 0;
 }
