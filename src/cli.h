@@ -71,10 +71,13 @@ void cli_common_init(struct cli_common *c);
 bool cli_common(struct cli_common *c, int opt, const char *optarg_);
 
 /*
- * What may be read of a base to know its content sum, although nobody asked for it: as much as of
- * the increment, or this.
+ * What may be read of a base to know its content sum, although nobody asked for it and a guest may be
+ * waiting: an eighth of what the increment has, or 16 MiB.
  */
-#define CLI_CHEAP_SUM (16u << 20)
+static inline uint64_t cli_cheap_sum(uint64_t planned)
+{
+	return planned / 8 > 16u << 20 ? planned / 8 : 16u << 20;
+}
 
 /* What was tolerated in each layer, on stderr, unless quiet. */
 void cli_warn_chain(const struct cli_common *c, const struct img_chain *chain);

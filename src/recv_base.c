@@ -41,7 +41,7 @@ static int sum_base(struct recv *r, struct img_sum_result *sum, struct img_err *
 {
 	struct cli_progress progress;
 	const struct img_sum_how how = {.known = !r->verify_base,
-					.limit = u64_max(r->begin.planned_bytes, CLI_CHEAP_SUM),
+					.limit = cli_cheap_sum(r->begin.planned_bytes),
 					.progress = cli_progress,
 					.ctx = &progress};
 	int rc;
@@ -55,7 +55,7 @@ static int sum_base(struct recv *r, struct img_sum_result *sum, struct img_err *
 
 /*
  * A UUID does not tell versions of a disk apart. Unasked the content is compared where it is known, or
- * costs less to read than the increment to write.
+ * costs little to read.
  */
 static int check_base_sum(struct recv *r, struct img_err *err)
 {

@@ -280,12 +280,12 @@ static int describe_base(struct send *s, struct img_err *err)
 
 /*
  * The content sum of the base, so that the receiver can tell versions of it apart: asked for, or unasked
- * where it is known or there is less to read for it than of the increment.
+ * where it is known or there is little to read for it.
  */
 static int sum_base(struct send *s, struct img_err *err)
 {
 	const struct img_sum_how how = {.known = !s->verify_base,
-					.limit = u64_max(s->begin.planned_bytes, CLI_CHEAP_SUM),
+					.limit = cli_cheap_sum(s->begin.planned_bytes),
 					.progress = cli_progress,
 					.ctx = &s->progress};
 	struct img_open opts = s->common.open;
