@@ -15,7 +15,7 @@
 #include "stream_impl.h"
 
 enum {
-	RING = 6, /* batches */
+	RING = 3, /* batches: what is lost with the receiver is sent again */
 	ROOM = STREAM_PIECE,
 	EVENTS = 512,
 };

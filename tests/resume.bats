@@ -485,10 +485,10 @@ sent() {
 }
 
 # Of what was sent, what did not become durable is sent again: at most what lies between three checkpoints, since
-# one is made durable while the next comes, and what stands in the pipes.
+# one is made durable while the next comes, and what stands in the pipes and in the receiver's memory.
 @test "either side killed at random moments: the same command finishes, with the same result" {
 	local seed=${QSM_SEED:-$RANDOM} i tries victim status from=0 again most=0
-	local checkpoint=2 pipes=3 kills=0
+	local checkpoint=2 pipes=6 kills=0
 	echo "seed $seed"
 	RANDOM=$seed
 	head -c 24M /dev/urandom >disk.raw
