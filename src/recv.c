@@ -380,6 +380,9 @@ int recv_stream(struct recv *r, struct img_err *err)
 
 	if (rc) {
 		clean_up(r);
+		/* A link that broke is no fault of the stream where the same command goes on. */
+		if (r->kept && r->totals.cut && err->code == IMG_PROTO)
+			err->code = IMG_AGAIN;
 		return -1;
 	}
 	/* While the receipt was not given the same command can ask for it again. */

@@ -38,7 +38,7 @@ came_whole() {
 }
 
 @test "a stream that is cut leaves what was durable, for its owner alone" {
-	send_cut 3500000 | { run --separate-stderr vhd-recv --type=dynamic out; assert_status 76; [[ $stderr == *--resume* ]]; }
+	send_cut 3500000 | { run --separate-stderr vhd-recv --type=dynamic out; assert_status 75; [[ $stderr == *--resume* ]]; }
 	[ ! -e out ]
 	[ "$(status_of .offset)" -eq $((3 << 20)) ]
 	[ "$(stat -c %a .out.partial*.tmp | sort -u)" = 600 ]
@@ -47,7 +47,7 @@ came_whole() {
 @test "the same command goes on, for every type, and sends the rest only" {
 	local t n
 	for t in dynamic fixed raw; do
-		send_cut 3500000 | vhd-recv --type=$t out || [ $? -eq 76 ]
+		send_cut 3500000 | vhd-recv --type=$t out || [ $? -eq 75 ]
 		n=$(send | tee >(vhd-recv --type=$t out >got) | wc -c)
 		wait
 		[ "$n" -lt $((5 * 1048576 + 2000)) ] || fail "$n bytes were sent"
@@ -181,7 +181,7 @@ joined() {
 	shift 2
 	"$@" --checkpoint=1M >whole
 	head -c $(($(stat -c %s whole) / 2)) whole >cut
-	vhd-recv ${base:+--parent="$base"} out <cut || [ $? -eq 76 ]
+	vhd-recv ${base:+--parent="$base"} out <cut || [ $? -eq 75 ]
 	[ "$(dump --token cut)" = "$(vhd-recv --token out)" ]
 	"$@" --checkpoint=1M --resume="$(dump --token cut)" >rest
 	[ "$(stat -c %s rest)" -lt "$(stat -c %s whole)" ]
@@ -211,7 +211,7 @@ joined() {
 	model make child.avhd --parent=base.vhd --fill=900:4K --zeros=20
 	vhd-send --checkpoint=64K --from=base.vhd child.avhd >whole
 	head -c 1300000 whole >cut
-	vhd-recv --parent=base.vhd out <cut || [ $? -eq 76 ]
+	vhd-recv --parent=base.vhd out <cut || [ $? -eq 75 ]
 	[ "$(dump --token cut)" = "$(vhd-recv --token out)" ]
 	# Read again after a change of the file's times only
 	touch child.avhd
@@ -294,14 +294,14 @@ joined() {
 @test "killed while it forgets what came after the last durable place" {
 	local t
 	for t in fixed raw; do
-		send_cut 3900000 | vhd-recv --type=$t out || [ $? -eq 76 ]
+		send_cut 3900000 | vhd-recv --type=$t out || [ $? -eq 75 ]
 		# What goes is the end of the file, and with it a fixed disk's footer.
 		truncate -s 3M .out.partial.tmp
 		send | vhd-recv --verify out
 		came_whole $t
 		rm out
 		# What was durable is missing: never a disk with zeros in its place.
-		send_cut 3900000 | vhd-recv --type=$t out || [ $? -eq 76 ]
+		send_cut 3900000 | vhd-recv --type=$t out || [ $? -eq 75 ]
 		truncate -s 2M .out.partial.tmp
 		send >rest
 		run --separate-stderr vhd-recv out <rest
@@ -417,7 +417,7 @@ joined() {
 	seq 1 2000000 | head -c 8M >disk.raw
 	send --compress >whole
 	[ "$(stat -c %s whole)" -lt 4000000 ]
-	send_cut 1800000 --compress | vhd-recv --type=raw out || [ $? -eq 76 ]
+	send_cut 1800000 --compress | vhd-recv --type=raw out || [ $? -eq 75 ]
 	[ -n "$(vhd-recv --token out)" ]
 	send | vhd-recv --verify out
 	came_whole raw
@@ -447,7 +447,7 @@ joined() {
 	while read -r pos; do
 		k=$((k + 1))
 		# The sender dies: what it sent arrives, and no more.
-		head -c "$pos" whole | vhd-recv --type=dynamic out || [ $? -eq 76 ]
+		head -c "$pos" whole | vhd-recv --type=dynamic out || [ $? -eq 75 ]
 		[ "$(status_of .offset)" -eq $((k << 20)) ]
 		send >rest
 		vhd-recv out <rest

@@ -55,18 +55,18 @@ updated() {
 }
 
 @test "interrupted: the disk is as it was, and both ways are open" {
-	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 76 ]
+	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
 	[ "$(sha dst/disk.vhd)" = "$base" ]
 	vhd-recv --abort dst/disk.vhd
 	[ "$(ls -A dst)" = disk.vhd ]
-	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 76 ]
+	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
 	[ "$(send | tee rest | wc -c)" -lt 3000000 ]
 	vhd-recv --onto dst/disk.vhd <rest
 	updated
 }
 
 @test "a base that was written to in between is left alone" {
-	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 76 ]
+	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
 	model write dst/disk.vhd --fill=1:512 --seed=77 --zeros=0
 	base=$(sha dst/disk.vhd)
 	send >rest
@@ -119,7 +119,7 @@ closed() {
 }
 
 @test "interrupted: nobody opens the disk until it is finished, or given up" {
-	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 76 ]
+	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
 	closed
 	vhd-recv --abort dst/disk.vhd
 	[ "$(ls -A dst)" = disk.vhd ]
@@ -129,7 +129,7 @@ closed() {
 }
 
 @test "a log that was lost: the disk can be opened again, or the stream begins anew" {
-	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 76 ]
+	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
 	rm dst/.disk.vhd.partial-log.tmp
 	closed
 	[ -z "$(vhd-recv --token dst/disk.vhd)" ]
@@ -210,7 +210,7 @@ closed() {
 	mkdir elsewhere
 	mv dst/disk.vhd elsewhere
 	ln -s ../elsewhere/disk.vhd dst/disk.vhd
-	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 76 ]
+	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
 	refused 75 vhd-info elsewhere/disk.vhd
 	send | vhd-recv --verify --onto dst/disk.vhd
 	is_raw elsewhere/disk.vhd src/all.raw

@@ -645,7 +645,7 @@ while True:
 	vhd-recv --verify --parent=dst/base.raw dst/child.avhd <s
 	[ "$(vhd-sum -q child.avhd | cut -c-32)" = "$(vhd-sum -q dst/child.avhd | cut -c-32)" ]
 	rm dst/child.avhd
-	head -c 50000 s | vhd-recv --parent=dst/base.raw dst/child.avhd || [ $? -eq 76 ]
+	head -c 50000 s | vhd-recv --parent=dst/base.raw dst/child.avhd || [ $? -eq 75 ]
 	vhd-send -q --resume="$(vhd-recv --token dst/child.avhd)" --from=base.raw child.avhd |
 		vhd-recv --parent=dst/base.raw dst/child.avhd
 	[ "$(vhd-sum -q child.avhd | cut -c-32)" = "$(vhd-sum -q dst/child.avhd | cut -c-32)" ]
