@@ -65,7 +65,7 @@ finishes() {
 	start
 	far
 	kill -KILL $sender
-	ends $receiver 76
+	ends $receiver 75
 	grep -q 'vhd-send --resume="$(vhd-recv --token FILE)" goes on, vhd-recv --abort FILE' recv.err || fail "$(cat recv.err)"
 	finishes
 }
@@ -167,7 +167,7 @@ both_ended() {
 	wait_for 10 test -s "$QSM_LAB/a/srv/send.status" || fail "the sender is still there"
 	wait_for 10 test -s "$there/recv.status" || fail "the receiver is still there"
 	[ "$(cat "$QSM_LAB/a/srv/send.status")" = 69 ] || fail "$(cat "$QSM_LAB/a/srv/send.err")"
-	[ "$(cat "$there/recv.status")" = 76 ] || fail "$(cat "$there/recv.err")"
+	[ "$(cat "$there/recv.status")" = 75 ] || fail "$(cat "$there/recv.err")"
 	grep -q -- '--resume=' "$QSM_LAB/a/srv/send.err"
 	grep -q -- '--resume=' "$there/recv.err"
 	vhd-send --raw --resume="$(vhd-recv --token "$there/out")" disk.raw | vhd-recv --type=raw "$there/out"

@@ -296,6 +296,12 @@ static int transfer(struct world *w, size_t most, bool anew, struct img_err *err
 	return rc;
 }
 
+/* What came of it is kept, or there was nothing to be kept. */
+static bool is_cut(const struct img_err *err)
+{
+	return err->code == IMG_PROTO || err->code == IMG_AGAIN;
+}
+
 /* The folder holds what came before the stream was cut. */
 static void leave_part(struct world *w, bool lose_log)
 {
@@ -308,7 +314,7 @@ static void leave_part(struct world *w, bool lose_log)
 	record_threads(m->late);
 	fs_store(&w->base, w->dir, w->pool);
 	record_start(w->dir, w->pool, &w->base, &t, (struct fault){0});
-	if (transfer(w, cut, false, &err) == 0 || err.code != IMG_PROTO)
+	if (transfer(w, cut, false, &err) == 0 || !is_cut(&err))
 		die("the stream is not cut: %s", err.msg);
 	if (lose_log)
 		unlink(in_dir(w, ".disk.vhd.partial-log.tmp"));
@@ -355,7 +361,7 @@ static int recv_run(struct world *w, void *ctx, bool again, struct img_err *err)
 	if (!again && m->cut) {
 		if (transfer(w, m->cut, anew, err) == 0)
 			return img_err_set(err, IMG_BUG, "a stream that was cut is taken");
-		if (err->code != IMG_PROTO)
+		if (!is_cut(err))
 			return -1;
 		img_err_clear(err);
 		anew = false;
