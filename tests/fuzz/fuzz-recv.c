@@ -254,25 +254,6 @@ static void in_one_piece(uint8_t how, const uint8_t *p, size_t n)
 		check_disk(&r, &model);
 }
 
-/* The rest as a sender that goes on sends it; R has its beginning. Returns its length. */
-static size_t make_rest(const struct recv *r, const uint8_t *p, size_t n, uint8_t *out)
-{
-	struct stream_marks marks = {.wire_bytes = r->mark.wire_bytes};
-	struct stream_head h = {.seq = r->mark.seq,
-				.off = r->mark.off,
-				.type = STREAM_CONTINUE,
-				.flags = STREAM_CRITICAL};
-	size_t at = STREAM_PREAMBLE + STREAM_HEADER;
-
-	memcpy(marks.sum, r->mark.sum, STREAM_SUM);
-	stream_preamble_put(out, &r->begin, true);
-	h.len = h.stored = (uint32_t)stream_continue_put(out + at, &r->begin, &marks);
-	stream_head_put(out + STREAM_PREAMBLE, &h, out + at, stream_seed(r->begin.stream_id));
-	at += h.stored;
-	memcpy(out + at, p + r->mark.wire_bytes, n - r->mark.wire_bytes);
-	return at + n - r->mark.wire_bytes;
-}
-
 static void seal_rest(const struct recv *r, uint8_t *p, size_t n, unsigned what)
 {
 	const struct stream_mark *m = &r->mark;
@@ -304,7 +285,7 @@ static void in_two_pieces(const uint8_t *p, size_t n, const uint8_t *head)
 		return;
 	if (r.mark.wire_bytes != at)
 		fuzz_die(NULL, "no mark at byte %zu", at);
-	len = make_rest(&r, p, n, rest);
+	len = stream_make_rest(&r.begin, &r.mark, p, n, rest);
 	left = n - at;
 	if (head[6]) {
 		rest[len - left + le16_get(head + 4) % left] ^= head[6];

@@ -439,3 +439,22 @@ size_t stream_mutate(uint8_t *p, size_t n, size_t max, uint32_t seed, const uint
 		stream_seal_whole(p, n, SEAL_SUMS | rnd(16));
 	return n;
 }
+
+size_t stream_make_rest(const struct stream_begin *begin, const struct stream_mark *mark,
+			const uint8_t *p, size_t n, uint8_t *out)
+{
+	struct stream_marks marks = {.wire_bytes = mark->wire_bytes};
+	struct stream_head h = {.seq = mark->seq,
+				.off = mark->off,
+				.type = STREAM_CONTINUE,
+				.flags = STREAM_CRITICAL};
+	size_t at = STREAM_PREAMBLE + STREAM_HEADER;
+
+	memcpy(marks.sum, mark->sum, STREAM_SUM);
+	stream_preamble_put(out, begin, true);
+	h.len = h.stored = (uint32_t)stream_continue_put(out + at, begin, &marks);
+	stream_head_put(out + STREAM_PREAMBLE, &h, out + at, stream_seed(begin->stream_id));
+	at += h.stored;
+	memcpy(out + at, p + mark->wire_bytes, n - mark->wire_bytes);
+	return at + n - mark->wire_bytes;
+}

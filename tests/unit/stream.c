@@ -179,23 +179,6 @@ static void reordered(struct reader *r, const uint8_t *a, const uint8_t *b, size
 	}
 }
 
-/* The rest as a sender sends it. */
-static size_t make_rest(const struct reader *r, const uint8_t *p, size_t n, uint8_t *out)
-{
-	struct stream_marks marks = {.wire_bytes = r->mark.wire_bytes};
-	struct stream_head h = {.seq = r->mark.seq,
-				.off = r->mark.off,
-				.type = STREAM_CONTINUE,
-				.flags = STREAM_CRITICAL};
-	size_t at = STREAM_PREAMBLE + STREAM_HEADER;
-
-	memcpy(marks.sum, r->mark.sum, STREAM_SUM);
-	stream_preamble_put(out, &r->begin, true);
-	h.len = h.stored = (uint32_t)stream_continue_put(out + at, &r->begin, &marks);
-	stream_head_put(out + STREAM_PREAMBLE, &h, out + at, stream_seed(r->begin.stream_id));
-	return take(out, at + h.stored, p, r->mark.wire_bytes, n);
-}
-
 static void try_stream(const uint8_t *made, size_t n)
 {
 	static uint8_t a[MOST], b[MOST], rest[2 * MOST];
@@ -218,7 +201,7 @@ static void try_stream(const uint8_t *made, size_t n)
 	bits_and_cuts(&r, a, n);
 	reordered(&r, a, b, n);
 	if (r.mark.seq && r.mark.wire_bytes < n) {
-		k = make_rest(&r, a, n, rest);
+		k = stream_make_rest(&r.begin, &r.mark, a, n, rest);
 		if (!accepted(&r, rest, k)) {
 			printf("refused: a rest that is right\n");
 			exit(1);
