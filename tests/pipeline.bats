@@ -367,12 +367,12 @@ saved_guest() {
 	assert_output_has '"resumable"'
 	runs_at a
 	scene_hosts link restore
-	count=$(find "$scene/a/srv/vms" -name 'vda*' | wc -l)
+	count=$(find "$scene/a/srv/vms" -name 'vda*vhd' | wc -l)
 	[ "$count" -eq 2 ]
 	run move
 	assert_status 0
 	# One more for the last step, when the guest stands still.
-	[ "$(find "$scene/a/srv/vms" -name 'vda*' | wc -l)" -eq 3 ]
+	[ "$(find "$scene/a/srv/vms" -name 'vda*vhd' | wc -l)" -eq 3 ]
 	[ "$(find "$dest/guest" | wc -l)" -eq 3 ] || fail "left: $(find "$dest/guest")"
 	runs_at b
 	nothing_is_lost b
