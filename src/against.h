@@ -19,8 +19,8 @@ uint64_t against_size(const struct against *a);
 uint64_t against_seed(const struct against *a);
 bool against_uuid(const struct against *a, uint8_t uuid[16]);
 /*
- * The content sum of the copy, from the last line, if that is one (seed 0) and can be read beforehand.
- * against_end() checks it.
+ * The content sum of the copy, from the last line, if that is one (seed 0) and can be read
+ * beforehand. against_end() checks it.
  */
 bool against_content(struct against *a, char sum[IMG_SUM_STR]);
 /* The sum of the next chunk. */
