@@ -54,6 +54,19 @@ int stream_bad(const struct stream_where *at, struct img_err *err, const char *f
 			   (unsigned long long)at->seq, (unsigned long long)at->pos, text);
 }
 
+const char *stream_kind_name(enum stream_kind kind)
+{
+	switch (kind) {
+	case STREAM_WHOLE:
+		return "whole";
+	case STREAM_INCREMENT:
+		return "increment";
+	case STREAM_DIFFERENCE:
+		return "difference";
+	}
+	return NULL;
+}
+
 uint64_t stream_seed(const uint8_t id[16])
 {
 	return XXH3_64bits(id, 16);

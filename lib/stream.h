@@ -25,6 +25,9 @@ enum stream_kind {
 	STREAM_DIFFERENCE = 2, /* the same; the base is a stale copy of the same disk */
 };
 
+/* As it stands in receipts and reports. */
+const char *stream_kind_name(enum stream_kind kind);
+
 /* One end of a pipe. */
 struct stream_pipe {
 	int fd;		    /* -1: nowhere, the writer only counts */
@@ -154,9 +157,9 @@ int stream_write_space(struct stream_writer *w, size_t len, uint8_t **buf, struc
 int stream_write_data(struct stream_writer *w, uint64_t off, const uint8_t *buf, size_t len,
 		      struct img_err *err);
 int stream_write_zero(struct stream_writer *w, uint64_t off, uint64_t len, struct img_err *err);
-/* Everything is out when this returns. */
 /* The content sum of the disk, for END, of an increment whose sender knows it. */
 void stream_write_content(struct stream_writer *w, const char sum[IMG_SUM_STR]);
+/* Everything is out when this returns. */
 int stream_write_end(struct stream_writer *w, struct stream_totals *totals, struct img_err *err);
 /* Tells the receiver, if it can still be told, why there will be no END. */
 void stream_write_abort(struct stream_writer *w, const struct img_err *why);

@@ -38,9 +38,7 @@ char *receipt_json(const struct receipt *r)
 	if (r->uuid)
 		img_uuid_str(r->uuid, uuid);
 	fputs("{\"version\":1", f);
-	put_text(f, "kind", r->begin->kind == STREAM_WHOLE       ? "whole"
-			    : r->begin->kind == STREAM_INCREMENT ? "increment"
-								 : "difference");
+	put_text(f, "kind", stream_kind_name(r->begin->kind));
 	put_text(f, "uuid", uuid);
 	put_number(f, "size", r->begin->size);
 	put_text(f, "content_sum", t->content_sum);

@@ -22,8 +22,8 @@ static void print_mark(FILE *f, const struct partial *p)
 		",\"kind\":\"%s\",\"type\":\"%s\",\"uuid\":\"%s\",\"size\":%" PRIu64
 		",\"offset\":%" PRIu64 ",\"bytes\":%" PRIu64 ",\"began\":%" PRIu64
 		",\"time\":%" PRIu64 ",\"parent\":",
-		h->what.kind == STREAM_WHOLE ? "whole" : "increment", img_type_name(h->type), uuid,
-		h->what.size, m->off, m->wire_bytes, h->began, partial_time(p));
+		stream_kind_name(h->what.kind), img_type_name(h->type), uuid, h->what.size, m->off,
+		m->wire_bytes, h->began, partial_time(p));
 	if (*h->parent)
 		cli_json_string(f, h->parent);
 	else

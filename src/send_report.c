@@ -40,10 +40,7 @@ static int report_planned(const struct send *s)
 		printf("{\"version\":1,\"exact\":false,\"kind\":\"%s\",\"size\":%" PRIu64
 		       ",\"bytes\":%" PRIu64 ",\"records\":%" PRIu64 ",\"data_bytes\":%" PRIu64
 		       "}\n",
-		       s->from	 ? "increment"
-		       : s->sums ? "difference"
-				 : "whole",
-		       b->size, bytes, records, b->planned_bytes);
+		       stream_kind_name(b->kind), b->size, bytes, records, b->planned_bytes);
 	else
 		print_counts("at most ", bytes, records, b->planned_bytes);
 	return 0;

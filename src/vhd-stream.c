@@ -162,24 +162,23 @@ static void print_info(const struct job *j)
 
 	if (j->json) {
 		printf("{\"version\":1,\"kind\":\"%s\",\"size\":%" PRIu64 ",\"type\":\"%s\"",
-		       b->kind == STREAM_WHOLE ? "whole" : "increment", b->size,
-		       img_type_name(b->type));
+		       stream_kind_name(b->kind), b->size, img_type_name(b->type));
 		print_uuid("uuid", b->uuid, b->has_uuid);
-		print_uuid("base_uuid", b->base_uuid, b->kind == STREAM_INCREMENT);
+		print_uuid("base_uuid", b->base_uuid, b->kind != STREAM_WHOLE);
 		printf(",\"block_size\":%u,\"compressed\":%s,\"planned_bytes\":%" PRIu64
 		       ",\"planned_records\":%" PRIu64 "}\n",
 		       b->block_size, b->compressed ? "true" : "false", b->planned_bytes,
 		       b->planned_records);
 		return;
 	}
-	printf("kind:        %s\n", b->kind == STREAM_WHOLE ? "whole disk" : "increment");
+	printf("kind:        %s\n", stream_kind_name(b->kind));
 	printf("size:        %" PRIu64 " (%s)\n", b->size, cli_human(b->size, human));
 	printf("type:        %s\n", img_type_name(b->type));
 	img_uuid_str(b->uuid, text);
 	if (b->has_uuid)
 		printf("UUID:        %s\n", text);
 	img_uuid_str(b->base_uuid, text);
-	if (b->kind == STREAM_INCREMENT)
+	if (b->kind != STREAM_WHOLE)
 		printf("base:        %s\n", text);
 	printf("compressed:  %s\n", b->compressed ? "yes" : "no");
 	printf("data:        at most %" PRIu64 " bytes in %" PRIu64 " records\n", b->planned_bytes,

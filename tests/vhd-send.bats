@@ -456,6 +456,7 @@ stale() {
 	head -c 30M /dev/urandom | dd of=new.raw conv=notrunc status=none
 	send() { vhd-send --raw --checkpoint=4M --against=sums --resume="$(vhd-recv --token out)" new.raw; }
 	send | head -c 15000000 | vhd-recv --parent=old.vhd out || :
+	[ "$(vhd-recv --status --json out | jq -r .kind)" = difference ]
 	[ "$(send | tee rest | wc -c)" -lt 21000000 ]
 	vhd-recv --verify --parent=old.vhd out <rest
 	[ "$(vhd-sum out | cut -d' ' -f1)" = "$(vhd-sum new.raw | cut -d' ' -f1)" ]

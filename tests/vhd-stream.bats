@@ -28,6 +28,16 @@ stored() {
 	assert_output_has 8388608
 }
 
+@test "info of a difference" {
+	model make old.vhd --size=8M --fill=9:4K
+	model make new.vhd --size=8M --fill=9:4K --seed=3
+	vhd-sum --blocks old.vhd >sums
+	vhd-send --against=sums new.vhd >s
+	run vhd-stream info --json s
+	[ "$(json .kind)" = difference ]
+	[ "$(json .base_uuid)" = "$(head -n 1 sums | cut -d ' ' -f 5)" ]
+}
+
 @test "verify says the same as a receiver" {
 	stored
 	vhd-stream verify --json s >v
