@@ -97,7 +97,8 @@ static int new_block(struct img *l, uint32_t block, uint8_t *bat, struct img_err
 	struct vhd *v = l->state;
 	struct vhd_build *b = v->build;
 
-	if (vhd_next_place(l, &v->end, &b->entry, err) < 0)
+	/* XFS takes space ahead of a file that grows by its writes, also where it gets holes. */
+	if (vhd_next_place(l, &v->end, &b->entry, err) < 0 || io_truncate(&l->file, v->end, err) < 0)
 		return -1;
 	be32_put(bat, (uint32_t)(b->entry / SECTOR));
 	b->bat_dirty = true;
