@@ -3,11 +3,13 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "img_impl.h"
 
@@ -63,6 +65,8 @@ static int check(struct img_chain *c, const struct img_receive *r, struct img_er
 
 	if (check_sizes(c, r->size, err) < 0)
 		return -1;
+	if (faccessat(AT_FDCWD, l->file.path, W_OK, AT_EACCESS) < 0)
+		return img_err_errno(err, errno, "%s: cannot be written to", l->file.path);
 	if (l->info.saved_state)
 		return img_err_set(err, IMG_PREFLIGHT,
 				   "%s: a saved state of a virtual machine depends on it (footer byte 84)",

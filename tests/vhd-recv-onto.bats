@@ -218,6 +218,22 @@ closed() {
 	[ -L dst/disk.vhd ]
 }
 
+@test "a disk that cannot be written to is learned before the first byte" {
+	needs_root
+	send >s
+	chmod 444 dst/disk.vhd
+	chmod 777 dst "$BATS_TEST_TMPDIR" .
+	local d
+	for d in "$BATS_RUN_TMPDIR" "${BATS_TEST_TMPDIR%/*}"; do
+		chmod a+x "$d"
+	done
+	run --separate-stderr setpriv --reuid=65534 --regid=65534 --clear-groups vhd-recv --onto dst/disk.vhd <s
+	[[ $stderr != *setpriv* ]] || skip "cannot be somebody else here"
+	assert_status 77
+	[[ $stderr = *"cannot be written to"* ]] || fail "$stderr"
+	[ "$(ls -A dst)" = disk.vhd ]
+}
+
 @test "a raw disk does not grow" {
 	cp src/base.raw dst/disk.raw
 	model make src/grown.avhd --size=16M --parent=base.raw --raw-parent --fill=9:4K
