@@ -77,6 +77,8 @@ static int pace(struct stream_pipe *p, size_t len, struct img_err *err)
 {
 	uint64_t now = now_ns();
 
+	if (!p->ready)
+		p->ready = now;
 	while (now < p->ready && (!p->live_rate || *p->live_rate == p->rate)) {
 		uint64_t left = u64_min(p->ready - now, WAIT_MS * 1000000ull);
 		struct timespec ts = {(time_t)(left / NSEC), (long)(left % NSEC)};
