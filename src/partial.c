@@ -322,19 +322,28 @@ static bool same_file(const struct partial *p)
 	       a.st_dev == b.st_dev;
 }
 
+static int make_log(const struct partial *p, struct img_err *err)
+{
+	struct stat st;
+	int fd = -1, errnum;
+
+	/* The log's name is made to fit, FILE's must. */
+	if (lstat(p->file, &st) == 0 || errno != ENAMETOOLONG)
+		fd = open(p->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	errnum = errno;
+	if (fd >= 0) {
+		close(fd);
+		return 0;
+	}
+	if (errnum == ENOENT || errnum == ENOTDIR || errnum == ENAMETOOLONG)
+		return img_err_set(err, IMG_CANTCREAT, "%s: cannot create: %s", p->file,
+				   strerror(errnum));
+	return img_err_errno(err, errnum, "%s: cannot create beside it", p->file);
+}
+
 static int open_log(struct partial *p, bool make, struct img_err *err)
 {
-	int fd;
-
-	if (make) {
-		fd = open(p->path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-		if (fd < 0)
-			return img_err_errno(err,
-					     errno == ENOENT || errno == ENOTDIR ? EEXIST : errno,
-					     "%s: cannot create beside it", p->file);
-		close(fd);
-	}
-	return io_open(&p->log, p->path, true, err);
+	return (make && make_log(p, err)) || io_open(&p->log, p->path, true, err) ? -1 : 0;
 }
 
 /* One that was just removed by its owner is no lock: then once more. 1: there is none. */

@@ -152,6 +152,8 @@ static void parse(struct recv *r, int argc, char **argv)
 	if (argc - optind != 1)
 		cli_usage(argc == optind ? "which file?" : "one file a stream");
 	r->file = argv[optind];
+	if (!*r->file)
+		cli_usage("the file has no name");
 	if (!strcmp(r->file, "-"))
 		cli_usage("a disk cannot be written to stdout; name a file (./- is one)");
 	r->path = r->file;

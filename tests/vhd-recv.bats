@@ -482,6 +482,21 @@ while True:
 	is_raw out raw
 }
 
+@test "a name that FILE cannot have is refused before the first byte" {
+	local long
+	long=$(printf '%0256d' 7)
+	chain
+	vhd-send src/base.vhd >s
+	refused 73 vhd-recv gone/out <s
+	[[ $stderr = *"gone/out: cannot create: No such file"* ]]
+	refused 73 vhd-recv src/base.vhd/out <s
+	refused 73 vhd-recv out/ <s
+	refused 73 vhd-recv "$long" <s
+	[[ $stderr = *"File name too long"* ]]
+	refused 64 vhd-recv "" <s
+	nothing_left s src
+}
+
 @test "the base cannot be replaced by its own child" {
 	chain
 	vhd-send --from=src/base.vhd src/child.avhd >inc
