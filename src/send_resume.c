@@ -16,7 +16,7 @@ static int check_token(const struct send *s, struct img_err *err)
 	const struct stream_token *t = &s->token;
 	const struct stream_begin *b = &s->begin;
 	static const uint8_t none[16];
-	char uuid[IMG_UUID_STR];
+	char uuid[IMG_UUID_STR], with[80] = "without --from";
 
 	if (t->size != b->size || memcmp(t->uuid, b->has_uuid ? b->uuid : none, 16)) {
 		img_uuid_str(t->uuid, uuid);
@@ -24,12 +24,16 @@ static int check_token(const struct send *s, struct img_err *err)
 				   "%s: the token is of another disk, UUID %s, %" PRIu64 " bytes",
 				   s->disk, uuid, t->size);
 	}
-	if (t->kind != b->kind || memcmp(t->base_uuid, b->base_uuid, 16))
+	if (t->kind != b->kind || memcmp(t->base_uuid, b->base_uuid, 16)) {
+		img_uuid_str(t->base_uuid, uuid);
+		if (t->kind != STREAM_WHOLE)
+			snprintf(with, sizeof(with), "with --%s of UUID %s",
+				 t->kind == STREAM_INCREMENT ? "from" : "against", uuid);
 		return img_err_set(
 			err, IMG_USAGE,
 			"%s: the token is of a transfer %s; the same options must be given",
-			s->disk,
-			t->kind == STREAM_WHOLE ? "without --from" : "with --from of another disk");
+			s->disk, with);
+	}
 	if (t->append && !t->compressed && s->level)
 		return img_err_set(
 			err, IMG_USAGE,
@@ -109,7 +113,9 @@ static int prove_same(struct send *s, struct img_err *err)
 		return 0;
 	if (s->against)
 		return img_err_set(err, IMG_DATA,
-				   "%s: was written to since its first part was sent", s->disk);
+				   "%s: was written to since its first part was sent; drop that with "
+				   "vhd-recv --abort and send it from the start",
+				   s->disk);
 	if (summed)
 		s->content = img_sum_new(s->begin.size);
 	trail = stream_trail_new();
