@@ -15,39 +15,48 @@ struct flatten {
 	unsigned base; /* the layers from here on stay below */
 	const struct img_merge *opts;
 	struct img_merge_stats *stats;
-	uint8_t *buf;
 };
 
-static int copy_run(struct flatten *f, struct img_run *r, struct img_err *err)
+static int write_run(struct flatten *f, const struct img_run *r, const uint8_t *buf,
+		     struct img_err *err)
 {
+	const bool child = f->base < f->in->n;
+
 	/* A hole in what a layer has must hide what is below; on a base it is what reads anyway. */
 	if (r->kind == IMG_ZERO_RUN)
-		return f->base < f->in->n ? img_zero(f->out, r->off, r->len, false, err) : 0;
+		return child ? img_zero(f->out, r->off, r->len, false, err) : 0;
 	if (r->kind == IMG_BELOW_RUN)
 		return 0;
-	/* Pieces end where blocks do. */
-	r->len = u64_min(r->len, BUF_LEN - r->off % BUF_LEN);
-	if (img_read_run(f->in, r, f->buf, err) < 0)
-		return -1;
 	f->stats->bytes += r->len;
-	if (f->base == f->in->n && bytes_are_zero(f->buf, r->len))
+	if (!child && bytes_are_zero(buf, r->len))
 		return 0;
-	return img_write(f->out, f->buf, r->off, r->len, false, err);
+	return img_write(f->out, buf, r->off, r->len, false, err);
 }
 
-static int copy(struct flatten *f, struct img_err *err)
+static int copy_run(void *ctx, const struct img_run *r, uint8_t *buf, struct img_err *err)
 {
-	uint64_t size = f->in->size, off = 0;
-	struct img_run r;
+	struct flatten *f = ctx;
 
-	while (off < size) {
-		if (img_map(f->in, off, size - off, f->base, &r, err) < 0 || copy_run(f, &r, err) < 0)
-			return -1;
-		off += r.len;
-		if (f->opts->progress && f->opts->progress(f->opts->ctx, off, size))
-			return img_err_set(err, IMG_AGAIN, "interrupted; nothing was made");
-	}
+	if (write_run(f, r, buf, err) < 0)
+		return -1;
+	if (f->opts->progress && f->opts->progress(f->opts->ctx, r->off + r->len, f->in->size))
+		return img_err_set(err, IMG_AGAIN, "interrupted; nothing was made");
 	return 0;
+}
+
+static int copy(struct flatten *f, const char *path, struct img_err *err)
+{
+	/* Pieces end where blocks do. */
+	struct img_walk w = {.end = f->in->size,
+			     .base = f->base,
+			     .unit = BUF_LEN,
+			     .buf = aligned_alloc(4096, BUF_LEN),
+			     .visit = copy_run,
+			     .ctx = f};
+	int rc = w.buf ? img_walk(f->in, &w, err) : img_err_errno(err, ENOMEM, "%s", path);
+
+	free(w.buf);
+	return rc;
 }
 
 static void options(struct flatten *f, struct img_create *o)
@@ -63,7 +72,8 @@ static void options(struct flatten *f, struct img_create *o)
 	o->type = IMG_DIFFERENCING;
 	o->parent_path = f->in->layer[f->base]->file.real;
 	o->parent_size = f->in->layer[f->base]->info.size;
-	o->parent_uuid = f->in->layer[f->base]->info.has_uuid ? f->in->layer[f->base]->info.uuid : none;
+	o->parent_uuid =
+		f->in->layer[f->base]->info.has_uuid ? f->in->layer[f->base]->info.uuid : none;
 }
 
 /* A disk that only opens below one certain child has no room for another. */
@@ -77,35 +87,29 @@ static int check_below(const struct flatten *f, struct img_err *err)
 		return -1;
 	if (m.state == IMG_MARKER_NONE || m.state == IMG_MARKER_MERGED)
 		return 0;
-	return img_err_set(err, IMG_PREFLIGHT,
-			   "%s: a merge of %s has changed it or is changing it; it can have no other child",
-			   f->in->layer[f->base]->file.path, m.leaf);
+	return img_err_set(
+		err, IMG_PREFLIGHT,
+		"%s: a merge of %s has changed it or is changing it; it can have no other child",
+		f->in->layer[f->base]->file.path, m.leaf);
 }
 
 int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force,
 		const struct img_merge *opts, struct img_merge_stats *stats, struct img_err *err)
 {
-	struct flatten f = { .in = c, .base = last + 1, .opts = opts, .stats = stats };
-	struct img_create o = { .force = force };
-	struct img_new *n = NULL;
-	int rc = -1;
+	struct flatten f = {.in = c, .base = last + 1, .opts = opts, .stats = stats};
+	struct img_create o = {.force = force};
+	struct img_new *n;
 
 	memset(stats, 0, sizeof(*stats));
 	stats->layers = last + 1;
 	if (check_below(&f, err) < 0)
 		return -1;
 	options(&f, &o);
-	f.buf = aligned_alloc(4096, BUF_LEN);
-	if (!f.buf)
-		return img_err_errno(err, ENOMEM, "%s", path);
-	if (img_create_begin(&n, path, &o, err) == 0) {
-		f.out = img_new_chain(n);
-		rc = copy(&f, err);
-		if (rc == 0)
-			rc = img_create_finish(n, err);
-		else
-			img_create_abort(n);
-	}
-	free(f.buf);
-	return rc;
+	if (img_create_begin(&n, path, &o, err) < 0)
+		return -1;
+	f.out = img_new_chain(n);
+	if (copy(&f, path, err) == 0)
+		return img_create_finish(n, err);
+	img_create_abort(n);
+	return -1;
 }

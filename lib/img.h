@@ -111,6 +111,21 @@ int img_map(struct img_chain *c, uint64_t off, uint64_t len, unsigned base, stru
 /* The bytes of a DATA run (or a part of one: adjust off, len and file_off alike). */
 int img_read_run(struct img_chain *c, const struct img_run *run, void *buf, struct img_err *err);
 
+/*
+ * All from OFF to END, in ascending order, as img_map() tells it; data is read, in pieces that end
+ * at multiples of UNIT, into BUF, which has so many bytes. VISIT gets BUF with data, NULL with
+ * anything else. What it returns below 0 ends the walk.
+ */
+struct img_walk {
+	uint64_t off, end;
+	unsigned base;
+	uint8_t *buf;
+	size_t unit;
+	int (*visit)(void *ctx, const struct img_run *run, uint8_t *buf, struct img_err *err);
+	void *ctx;
+};
+int img_walk(struct img_chain *c, const struct img_walk *w, struct img_err *err);
+
 /* What the guest sees. */
 int img_read(struct img_chain *c, void *buf, uint64_t off, uint64_t len, struct img_err *err);
 

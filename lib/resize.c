@@ -63,8 +63,14 @@ static int check_merge(struct img_chain *c, struct img_err *err)
 	return 0;
 }
 
-static int found(struct img_chain *c, uint64_t off, const uint8_t *buf, uint64_t size,
-		 struct img_err *err)
+struct tail {
+	struct img_chain *c;
+	uint64_t size; /* where it begins */
+	int (*progress)(void *, uint64_t, uint64_t);
+	void *ctx;
+};
+
+static int found(const struct tail *t, uint64_t off, const uint8_t *buf, struct img_err *err)
 {
 	while (*buf == 0) {
 		buf++;
@@ -73,32 +79,37 @@ static int found(struct img_chain *c, uint64_t off, const uint8_t *buf, uint64_t
 	return img_err_set(err, IMG_PREFLIGHT,
 			   "%s: there is data at offset %" PRIu64 ", behind the new end at %" PRIu64
 			   "; nothing was changed",
-			   c->layer[0]->file.path, off, size);
+			   t->c->layer[0]->file.path, off, t->size);
+}
+
+static int check_run(void *ctx, const struct img_run *run, uint8_t *buf, struct img_err *err)
+{
+	const struct tail *t = ctx;
+
+	if (buf && !bytes_are_zero(buf, run->len))
+		return found(t, run->off, buf, err);
+	if (t->progress && t->progress(t->ctx, run->off + run->len - t->size, t->c->size - t->size))
+		return img_err_set(err, IMG_AGAIN, "%s: interrupted; nothing was changed",
+				   t->c->layer[0]->file.path);
+	return 0;
 }
 
 /* Everything behind the new end must read as zeros, through all layers. */
 static int check_tail(struct img_chain *c, uint64_t size,
 		      int (*progress)(void *, uint64_t, uint64_t), void *ctx, struct img_err *err)
 {
-	uint8_t *buf = aligned_alloc(4096, BUF_LEN);
-	uint64_t off = size;
-	struct img_run run;
-	int rc = buf ? 0 : img_err_errno(err, ENOMEM, "%s", c->layer[0]->file.path);
+	struct tail tail = {.c = c, .size = size, .progress = progress, .ctx = ctx};
+	struct img_walk w = {.off = size,
+			     .end = c->size,
+			     .base = c->n,
+			     .unit = BUF_LEN,
+			     .buf = aligned_alloc(4096, BUF_LEN),
+			     .visit = check_run,
+			     .ctx = &tail};
+	int rc = w.buf ? img_walk(c, &w, err)
+		       : img_err_errno(err, ENOMEM, "%s", c->layer[0]->file.path);
 
-	while (rc == 0 && off < c->size) {
-		rc = img_map(c, off, c->size - off, c->n, &run, err);
-		if (rc == 0 && run.kind == IMG_DATA_RUN) {
-			run.len = u64_min(run.len, BUF_LEN);
-			rc = img_read_run(c, &run, buf, err);
-			if (rc == 0 && !bytes_are_zero(buf, run.len))
-				rc = found(c, off, buf, size, err);
-		}
-		off += run.len;
-		if (rc == 0 && progress && progress(ctx, off - size, c->size - size))
-			rc = img_err_set(err, IMG_AGAIN, "%s: interrupted; nothing was changed",
-					 c->layer[0]->file.path);
-	}
-	free(buf);
+	free(w.buf);
 	return rc;
 }
 

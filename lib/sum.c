@@ -15,8 +15,8 @@
 
 struct img_sum {
 	XXH3_state_t *all, *chunk_state;
-	uint64_t left;	/* bytes of the disk still to come */
-	uint64_t fill;	/* bytes in the chunk so far */
+	uint64_t left; /* bytes of the disk still to come */
+	uint64_t fill; /* bytes in the chunk so far */
 	XXH128_canonical_t zero_chunk;
 	uint64_t chunk; /* number of the present one */
 	uint64_t seed;
@@ -74,7 +74,8 @@ void img_sum_free(struct img_sum *s)
 }
 
 void img_sum_watch(struct img_sum *s,
-		   void (*fn)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]),
+		   void (*fn)(void *ctx, uint64_t first, uint64_t n,
+			      const uint8_t sum[IMG_SUM_BYTES]),
 		   void *ctx)
 {
 	s->watch = fn;
@@ -158,35 +159,49 @@ void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR])
 		snprintf(out + 2 * i, 3, "%02x", c.digest[i]);
 }
 
+struct range {
+	struct img_sum *s;
+	struct img_sum_job *job;
+	uint64_t size; /* of the disk */
+};
+
+static int sum_run(void *ctx, const struct img_run *run, uint8_t *buf, struct img_err *err)
+{
+	struct range *r = ctx;
+	struct img_sum_job *job = r->job;
+
+	if (buf) {
+		img_sum_data(r->s, buf, run->len);
+		job->read += run->len;
+	} else {
+		img_sum_zeros(r->s, run->len);
+	}
+	if (job->progress && job->progress(job->ctx, run->off + run->len, r->size))
+		return img_err_set(err, IMG_AGAIN, "interrupted");
+	return 0;
+}
+
 int img_sum_range(struct img_chain *c, struct img_sum *s, uint64_t off, uint64_t end,
 		  struct img_sum_job *job, struct img_err *err)
 {
-	struct img_run run;
+	struct range range = {.s = s, .job = job, .size = img_size(c)};
+	struct img_walk w = {.off = off,
+			     .end = end,
+			     .base = img_layers(c),
+			     .unit = IMG_SUM_CHUNK,
+			     .visit = sum_run,
+			     .ctx = &range};
 
 	if (!job->buf && !(job->buf = aligned_alloc(4096, IMG_SUM_CHUNK)))
 		return img_err_errno(err, ENOMEM, "sum");
-	for (; off < end; off += run.len) {
-		if (img_map(c, off, end - off, img_layers(c), &run, err) < 0)
-			return -1;
-		if (run.kind == IMG_DATA_RUN) {
-			run.len = u64_min(run.len, IMG_SUM_CHUNK - off % IMG_SUM_CHUNK);
-			if (img_read_run(c, &run, job->buf, err) < 0)
-				return -1;
-			img_sum_data(s, job->buf, run.len);
-			job->read += run.len;
-		} else {
-			img_sum_zeros(s, run.len);
-		}
-		if (job->progress && job->progress(job->ctx, off + run.len, img_size(c)))
-			return img_err_set(err, IMG_AGAIN, "interrupted");
-	}
-	return 0;
+	w.buf = job->buf;
+	return img_walk(c, &w, err);
 }
 
 int img_sum_chain(struct img_chain *c, int (*progress)(void *ctx, uint64_t done, uint64_t planned),
 		  void *ctx, char out[IMG_SUM_STR], struct img_err *err)
 {
-	struct img_sum_job job = { .progress = progress, .ctx = ctx };
+	struct img_sum_job job = {.progress = progress, .ctx = ctx};
 	struct img_sum *s = img_sum_new(img_size(c));
 	int rc;
 

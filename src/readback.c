@@ -27,20 +27,20 @@ static int drop_cache(const char *path, struct img_err *err)
 	return rc;
 }
 
-static int read_run(struct stream_trail *t, struct img_chain *c, struct img_run run, uint8_t *buf,
-		    struct img_err *err)
-{
-	while (run.len) {
-		struct img_run part = run;
+struct reading {
+	struct stream_trail *trail;
+	struct cli_progress *progress;
+	uint64_t size;
+};
 
-		part.len = u64_min(run.len, IMG_SUM_CHUNK - run.off % IMG_SUM_CHUNK);
-		if (img_read_run(c, &part, buf, err))
-			return -1;
-		stream_trail_add(t, part.off, buf, part.len);
-		run.off += part.len;
-		run.file_off += part.len;
-		run.len -= part.len;
-	}
+static int add_run(void *ctx, const struct img_run *run, uint8_t *buf, struct img_err *err)
+{
+	struct reading *r = ctx;
+
+	if (run->kind != IMG_BELOW_RUN)
+		stream_trail_add(r->trail, run->off, buf, run->len);
+	if (cli_progress(r->progress, run->off + run->len, r->size))
+		return img_err_set(err, IMG_AGAIN, "interrupted");
 	return 0;
 }
 
@@ -48,43 +48,29 @@ static int read_run(struct stream_trail *t, struct img_chain *c, struct img_run 
  * The prefix sum of all that the file itself holds: in an increment zeros and nothing are not
  * the same.
  */
-static int read_file(struct stream_trail *t, struct img_chain *c, uint8_t *buf,
-		     struct cli_progress *progress, struct img_err *err)
-{
-	const uint64_t size = img_size(c);
-	struct img_run run;
-
-	for (uint64_t off = 0; off < size; off += run.len) {
-		if (img_map(c, off, size - off, 1, &run, err))
-			return -1;
-		if (run.kind == IMG_DATA_RUN && read_run(t, c, run, buf, err))
-			return -1;
-		if (run.kind == IMG_ZERO_RUN)
-			stream_trail_add(t, run.off, NULL, run.len);
-		if (cli_progress(progress, run.off + run.len, size))
-			return img_err_set(err, IMG_AGAIN, "interrupted");
-	}
-	return 0;
-}
-
 static int check_increment(struct img_chain *c, const struct stream_totals *totals, bool *same,
 			   struct cli_progress *progress, struct img_err *err)
 {
-	struct stream_trail *t = stream_trail_new();
+	struct reading r = {stream_trail_new(), progress, img_size(c)};
+	struct img_walk w = {.end = r.size,
+			     .base = 1,
+			     .unit = IMG_SUM_CHUNK,
+			     .buf = aligned_alloc(4096, IMG_SUM_CHUNK),
+			     .visit = add_run,
+			     .ctx = &r};
 	uint8_t sum[IMG_SUM_BYTES];
-	void *buf = NULL;
 	int rc = -1;
 
-	if (!t || posix_memalign(&buf, 4096, IMG_SUM_CHUNK))
+	if (!r.trail || !w.buf)
 		img_err_errno(err, ENOMEM, "no memory to verify with");
 	else
-		rc = read_file(t, c, buf, progress, err);
+		rc = img_walk(c, &w, err);
 	if (rc == 0) {
-		stream_trail_get(t, sum);
+		stream_trail_get(r.trail, sum);
 		*same = memcmp(sum, totals->trail, sizeof(sum)) == 0;
 	}
-	stream_trail_free(t);
-	free(buf);
+	stream_trail_free(r.trail);
+	free(w.buf);
 	return rc;
 }
 
@@ -117,10 +103,11 @@ int readback_check(const char *path, const struct img_open *opts, const struct s
 	else
 		rc = 0;
 	if (rc == 0 && !same)
-		rc = img_err_set(err, IMG_IO,
-				 "%s: reads back other than it was written; the storage is not to be "
-				 "trusted",
-				 path);
+		rc = img_err_set(
+			err, IMG_IO,
+			"%s: reads back other than it was written; the storage is not to be "
+			"trusted",
+			path);
 	img_close(c);
 	return rc;
 }

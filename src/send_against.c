@@ -26,17 +26,7 @@ static int read_chunk(struct send *s, struct chunk *c, struct img_err *err)
 	if (img_map(s->chain, c->off, c->len, s->base, &run, err))
 		return -1;
 	c->zero = run.kind != IMG_DATA_RUN && run.len == c->len;
-	if (c->zero)
-		return 0;
-	for (uint64_t at = 0; at < c->len; at += run.len) {
-		if (img_map(s->chain, c->off + at, c->len - at, s->base, &run, err))
-			return -1;
-		if (run.kind != IMG_DATA_RUN)
-			memset(c->buf + at, 0, run.len);
-		else if (img_read_run(s->chain, &run, c->buf + at, err))
-			return -1;
-	}
-	return 0;
+	return c->zero ? 0 : img_read(s->chain, c->buf, c->off, c->len, err);
 }
 
 /* ZEROS is the sum of a whole chunk of them. */

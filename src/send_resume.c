@@ -7,7 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bytes.h"
 #include "send.h"
 
 /* Is the token one of this disk, and of what is to be sent of it? */
@@ -41,59 +40,69 @@ static int check_token(const struct send *s, struct img_err *err)
 	return 0;
 }
 
-/* What the prefix sum and the content sum need of a run below the token's position. */
-static int reread_run(struct send *s, struct img_run run, struct stream_trail *trail, uint8_t *buf,
-		      struct img_err *err)
+static int changed(const struct send *s, const char *how, struct img_err *err)
 {
-	const bool data = run.kind == IMG_DATA_RUN;
+	return img_err_set(err, IMG_DATA,
+			   "%s: %s since its first part was sent; drop that with vhd-recv --abort "
+			   "and send it from the start",
+			   s->disk, how);
+}
 
-	for (uint64_t n; run.len; run.off += n, run.file_off += n, run.len -= n) {
-		struct img_run part = run;
+/* What was sent is read again, for the prefix sum and the content sum. */
+struct reading {
+	struct send *s;
+	struct stream_trail *trail;
+};
 
-		n = part.len = u64_min(run.len, STREAM_PIECE - run.off % STREAM_PIECE);
-		if (data && img_read_run(s->chain, &part, buf, err))
-			return -1;
-		stream_trail_add(trail, part.off, data ? buf : NULL, n);
-		if (s->content && data)
-			img_sum_data(s->content, buf, (size_t)n);
-		else if (s->content)
-			img_sum_zeros(s->content, n);
-	}
+static int add_run(void *ctx, const struct img_run *run, uint8_t *buf, struct img_err *err)
+{
+	struct reading *r = ctx;
+	struct send *s = r->s;
+
+	if (run->kind != IMG_BELOW_RUN)
+		stream_trail_add(r->trail, run->off, buf, run->len);
+	if (s->content && buf)
+		img_sum_data(s->content, buf, (size_t)run->len);
+	else if (s->content)
+		img_sum_zeros(s->content, run->len);
+	if (cli_progress(&s->progress, run->off, s->token.mark.off))
+		return img_err_set(err, IMG_AGAIN, "interrupted");
 	return 0;
 }
 
-static int reread(struct send *s, struct stream_trail *trail, uint8_t *buf, struct img_err *err)
-{
-	const uint64_t end = s->token.mark.off;
-	struct img_run run;
-
-	cli_progress_start(&s->progress, &s->common, "what was sent");
-	for (uint64_t off = 0; off < end; off += run.len) {
-		if (img_map(s->chain, off, end - off, s->base, &run, err))
-			return -1;
-		if (run.kind != IMG_BELOW_RUN && reread_run(s, run, trail, buf, err))
-			return -1;
-		if (cli_progress(&s->progress, off, end))
-			return img_err_set(err, IMG_AGAIN, "interrupted");
-	}
-	cli_progress_end(&s->progress, end);
-	return 0;
-}
-
-/* What was sent is read again; TRAIL and BUF are the caller's. */
-static int compare(struct send *s, struct stream_trail *trail, uint8_t *buf, struct img_err *err)
+static int compare(struct send *s, struct stream_trail *trail, const struct img_walk *w,
+		   struct img_err *err)
 {
 	uint8_t sum[IMG_SUM_BYTES];
 
-	if (reread(s, trail, buf, err))
+	cli_progress_start(&s->progress, &s->common, "what was sent");
+	if (img_walk(s->chain, w, err))
 		return -1;
+	cli_progress_end(&s->progress, w->end);
 	stream_trail_get(trail, sum);
 	if (memcmp(sum, s->token.mark.trail, sizeof(sum)))
-		return img_err_set(err, IMG_DATA,
-				   "%s: was changed since its first part was sent; drop that with "
-				   "vhd-recv --abort and send it from the start",
-				   s->disk);
+		return changed(s, "was changed", err);
 	return 0;
+}
+
+static int reread(struct send *s, struct img_err *err)
+{
+	struct reading r = {s, stream_trail_new()};
+	struct img_walk w = {.end = s->token.mark.off,
+			     .base = s->base,
+			     .unit = STREAM_PIECE,
+			     .buf = aligned_alloc(4096, STREAM_PIECE),
+			     .visit = add_run,
+			     .ctx = &r};
+	int rc = -1;
+
+	if (r.trail && w.buf)
+		rc = compare(s, r.trail, &w, err);
+	else
+		img_err_errno(err, ENOMEM, "%s", s->disk);
+	stream_trail_free(r.trail);
+	free(w.buf);
+	return rc;
 }
 
 /*
@@ -104,28 +113,15 @@ static int prove_same(struct send *s, struct img_err *err)
 {
 	const struct stream_token *t = &s->token;
 	const bool summed = t->append && !s->from;
-	struct stream_trail *trail;
-	void *buf = NULL;
-	int rc = -1;
 
 	if (t->has_source && !memcmp(t->source, s->begin.source, sizeof(t->source)) &&
 	    (!summed || s->against))
 		return 0;
 	if (s->against)
-		return img_err_set(err, IMG_DATA,
-				   "%s: was written to since its first part was sent; drop that with "
-				   "vhd-recv --abort and send it from the start",
-				   s->disk);
-	if (summed)
-		s->content = img_sum_new(s->begin.size);
-	trail = stream_trail_new();
-	if (!trail || (summed && !s->content) || posix_memalign(&buf, 4096, STREAM_PIECE))
-		img_err_errno(err, ENOMEM, "%s", s->disk);
-	else
-		rc = compare(s, trail, buf, err);
-	stream_trail_free(trail);
-	free(buf);
-	return rc;
+		return changed(s, "was written to", err);
+	if (summed && !(s->content = img_sum_new(s->begin.size)))
+		return img_err_errno(err, ENOMEM, "%s", s->disk);
+	return reread(s, err);
 }
 
 int send_prove(struct send *s, struct img_err *err)

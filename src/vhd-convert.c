@@ -32,12 +32,12 @@ enum { OPT_TYPE = CLI_TOOL, OPT_FROM, OPT_PAD, OPT_AZURE };
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "type", required_argument, NULL, OPT_TYPE },
-	{ "from", required_argument, NULL, OPT_FROM },
-	{ "pad", no_argument, NULL, OPT_PAD },
-	{ "azure", no_argument, NULL, OPT_AZURE },
-	{ "force", no_argument, NULL, 'f' },
-	{ NULL, 0, NULL, 0 },
+	{"type", required_argument, NULL, OPT_TYPE},
+	{"from", required_argument, NULL, OPT_FROM},
+	{"pad", no_argument, NULL, OPT_PAD},
+	{"azure", no_argument, NULL, OPT_AZURE},
+	{"force", no_argument, NULL, 'f'},
+	{NULL, 0, NULL, 0},
 };
 
 #define BUF_LEN (1u << 20)
@@ -51,27 +51,26 @@ struct job {
 	bool device; /* DST is one: zeros have to be written */
 	const char *src, *dst;
 	struct img_chain *in, *out; /* out NULL: stdout */
-	uint8_t *buf;
+	struct cli_progress progress;
 };
 
 static int put(struct job *j, const uint8_t *buf, uint64_t off, uint64_t len, struct img_err *err)
 {
 	if (!j->out)
 		return io_stream_write(STDOUT_FILENO, buf, len, "standard output", err);
-	/* The short last sector of a padded disk is followed by zeros. */
-	return img_write(j->out, buf, off, j->create.type == IMG_RAW ? len : u64_round_up(len, SECTOR),
-			 false, err);
+	return img_write(j->out, buf, off, len, false, err);
 }
 
 static int put_zeros(struct job *j, uint64_t off, uint64_t len, struct img_err *err)
 {
+	static const uint8_t zeros[64 << 10];
+
 	if (j->device && len)
 		return img_zero(j->out, off, len, false, err);
-	memset(j->buf, 0, BUF_LEN);
 	while (!j->out && len) {
-		uint64_t n = u64_min(len, BUF_LEN);
+		uint64_t n = u64_min(len, sizeof(zeros));
 
-		if (put(j, j->buf, 0, n, err) < 0)
+		if (put(j, zeros, 0, n, err) < 0)
 			return -1;
 		len -= n;
 	}
@@ -79,58 +78,69 @@ static int put_zeros(struct job *j, uint64_t off, uint64_t len, struct img_err *
 }
 
 /* Writes what is not zero; a new disk is zeros already. */
-static int put_sparse(struct job *j, uint64_t off, uint64_t len, struct img_err *err)
+static int put_sparse(struct job *j, const uint8_t *buf, uint64_t off, uint64_t len,
+		      struct img_err *err)
 {
 	uint64_t start = 0, at = 0;
 
 	if (!j->out || j->device)
-		return put(j, j->buf, off, len, err);
+		return put(j, buf, off, len, err);
 	while (at < len) {
 		uint64_t n = u64_min(len - at, ZERO_UNIT - (off + at) % ZERO_UNIT);
-		bool zero = bytes_are_zero(j->buf + at, n);
+		bool zero = bytes_are_zero(buf + at, n);
 
-		if (zero && at > start && put(j, j->buf + start, off + start, at - start, err) < 0)
+		if (zero && at > start && put(j, buf + start, off + start, at - start, err) < 0)
 			return -1;
 		at += n;
 		if (zero)
 			start = at;
 	}
-	return len > start ? put(j, j->buf + start, off + start, len - start, err) : 0;
+	return len > start ? put(j, buf + start, off + start, len - start, err) : 0;
+}
+
+static int copy_run(void *ctx, const struct img_run *run, uint8_t *buf, struct img_err *err)
+{
+	struct job *j = ctx;
+	uint64_t len = run->len;
+
+	/* The short last sector of a padded disk is followed by zeros. */
+	if (buf && len % SECTOR && j->create.type != IMG_RAW) {
+		len = u64_round_up(len, SECTOR);
+		memset(buf + run->len, 0, len - run->len);
+	}
+	if (buf ? put_sparse(j, buf, run->off, len, err) < 0 : put_zeros(j, run->off, len, err) < 0)
+		return -1;
+	if (cli_progress(&j->progress, run->off, img_size(j->in)))
+		return img_err_set(err, IMG_AGAIN,
+				   j->device ? "interrupted; the device holds a part"
+					     : "interrupted; nothing was made");
+	return 0;
 }
 
 static int copy(struct job *j, struct img_err *err)
 {
-	uint64_t size = img_size(j->in), off = 0;
-	struct cli_progress progress;
-	struct img_run run;
+	struct img_walk w = {.end = img_size(j->in),
+			     .base = img_layers(j->in),
+			     .unit = BUF_LEN,
+			     .buf = aligned_alloc(4096, BUF_LEN),
+			     .visit = copy_run,
+			     .ctx = j};
+	int rc;
 
-	cli_progress_start(&progress, &j->common, "convert");
-	while (off < size) {
-		if (img_map(j->in, off, size - off, img_layers(j->in), &run, err) < 0)
-			return -1;
-		if (run.kind != IMG_DATA_RUN) {
-			if (put_zeros(j, off, run.len, err) < 0)
-				return -1;
-		} else {
-			run.len = u64_min(run.len, BUF_LEN - off % ZERO_UNIT);
-			memset(j->buf + run.len, 0, SECTOR);
-			if (img_read_run(j->in, &run, j->buf, err) < 0 ||
-			    put_sparse(j, off, run.len, err) < 0)
-				return -1;
-		}
-		off += run.len;
-		if (cli_progress(&progress, off, size))
-			return img_err_set(err, IMG_AGAIN, j->device ? "interrupted; the device holds a part" :
-								       "interrupted; nothing was made");
-	}
-	cli_progress_end(&progress, size);
-	return 0;
+	if (!w.buf)
+		return img_err_errno(err, ENOMEM, "convert");
+	cli_progress_start(&j->progress, &j->common, "convert");
+	rc = img_walk(j->in, &w, err);
+	if (rc == 0)
+		cli_progress_end(&j->progress, w.end);
+	free(w.buf);
+	return rc;
 }
 
 /* --force must not destroy what is being read. A device may have several names. */
 static int check_target(struct job *j, struct img_err *err)
 {
-	struct img_err ignored = { 0 };
+	struct img_err ignored = {0};
 	struct stat st, in;
 	bool same = false;
 
@@ -163,18 +173,20 @@ static int to_file(struct job *j, struct img_err *err)
 static int check_device(struct job *j, struct img_err *err)
 {
 	if (j->create.type != IMG_RAW)
-		return img_err_set(err, IMG_USAGE, "%s: a device takes only --type=raw: a VHD's footer must end its file",
-				   j->dst);
+		return img_err_set(
+			err, IMG_USAGE,
+			"%s: a device takes only --type=raw: a VHD's footer must end its file",
+			j->dst);
 	if (!j->create.force)
-		return img_err_set(err, IMG_CANTCREAT, "%s: a device; it is not overwritten without --force",
-				   j->dst);
+		return img_err_set(err, IMG_CANTCREAT,
+				   "%s: a device; it is not overwritten without --force", j->dst);
 	return 0;
 }
 
 /* In place: a device has no other name under which it could become whole. */
 static int to_device(struct job *j, struct img_err *err)
 {
-	struct img_open o = { .writable = true, .raw = true };
+	struct img_open o = {.writable = true, .raw = true};
 	int rc = -1, claim;
 
 	if (check_device(j, err) < 0)
@@ -185,14 +197,14 @@ static int to_device(struct job *j, struct img_err *err)
 	 */
 	claim = open(j->dst, O_RDONLY | O_EXCL | O_CLOEXEC);
 	if (claim < 0)
-		return errno == EBUSY ?
-			       img_err_set(err, IMG_AGAIN, "%s: in use, perhaps mounted", j->dst) :
-			       img_err_errno(err, errno, "%s", j->dst);
+		return errno == EBUSY
+			       ? img_err_set(err, IMG_AGAIN, "%s: in use, perhaps mounted", j->dst)
+			       : img_err_errno(err, errno, "%s", j->dst);
 	if (img_open(&j->out, j->dst, &o, err) < 0)
 		goto out;
 	if (img_size(j->out) < j->create.size)
-		img_err_set(err, IMG_CANTCREAT, "%s: %" PRIu64 " bytes, the disk has %" PRIu64, j->dst,
-			    img_size(j->out), j->create.size);
+		img_err_set(err, IMG_CANTCREAT, "%s: %" PRIu64 " bytes, the disk has %" PRIu64,
+			    j->dst, img_size(j->out), j->create.size);
 	else if (copy(j, err) == 0 &&
 		 put_zeros(j, img_size(j->in), j->create.size - img_size(j->in), err) == 0)
 		rc = img_flush(j->out, err);
@@ -210,12 +222,14 @@ static int set_size(struct job *j, struct img_err *err)
 		return img_err_set(err, IMG_DATA, "%s: is empty: no disk", j->src);
 	if (size % SECTOR && j->create.type != IMG_RAW && !j->pad)
 		return img_err_set(err, IMG_DATA,
-				   "%s: its size is no multiple of 512; --pad fills the last sector with zeros",
+				   "%s: its size is no multiple of 512; --pad fills the last "
+				   "sector with zeros",
 				   j->src);
 	if (j->azure)
 		j->create.size = u64_round_up(size, AZURE_UNIT);
 	else
-		j->create.size = j->create.type == IMG_RAW && !j->pad ? size : u64_round_up(size, SECTOR);
+		j->create.size =
+			j->create.type == IMG_RAW && !j->pad ? size : u64_round_up(size, SECTOR);
 	return 0;
 }
 
@@ -225,9 +239,6 @@ static int convert(struct job *j, struct img_err *err)
 
 	if (set_size(j, err) < 0)
 		return -1;
-	j->buf = aligned_alloc(4096, BUF_LEN + ZERO_UNIT);
-	if (!j->buf)
-		return img_err_errno(err, ENOMEM, "convert");
 	if (strcmp(j->dst, "-") == 0) {
 		rc = copy(j, err);
 		if (rc == 0)
@@ -235,13 +246,12 @@ static int convert(struct job *j, struct img_err *err)
 	} else if (check_target(j, err) == 0) {
 		rc = j->device ? to_device(j, err) : to_file(j, err);
 	}
-	free(j->buf);
 	return rc;
 }
 
 static void parse_type(struct job *j)
 {
-	static const enum img_type types[] = { IMG_RAW, IMG_FIXED, IMG_DYNAMIC };
+	static const enum img_type types[] = {IMG_RAW, IMG_FIXED, IMG_DYNAMIC};
 
 	for (size_t i = 0; i < 3; i++)
 		if (strcmp(optarg, img_type_name(types[i])) == 0) {
@@ -288,8 +298,8 @@ static void parse(int argc, char **argv, struct job *j)
 
 int main(int argc, char **argv)
 {
-	struct job j = { 0 };
-	struct img_err err = { 0 };
+	struct job j = {0};
+	struct img_err err = {0};
 	int status = 0;
 
 	cli_init(argv, "vhd-convert", help);
