@@ -59,30 +59,63 @@ char *receipt_json(const struct receipt *r)
 	return text;
 }
 
-int receipt_check(const char *path, bool force, struct img_err *err)
+/* A link is followed: /dev/stderr is one, and must stay one. */
+static bool is_written_in_place(const char *path)
 {
 	struct stat st;
 
-	if (stat(path, &st))
-		return errno == ENOENT ? 0 : img_err_errno(err, errno, "%s", path);
-	if (S_ISREG(st.st_mode) && st.st_size && !force)
-		return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", path);
-	return 0;
+	return lstat(path, &st) == 0 && !S_ISREG(st.st_mode);
 }
 
-int receipt_store(const char *path, const char *text, struct img_err *err)
+static int check_folder(const char *path)
 {
-	size_t len = strlen(text);
-	struct stat st;
-	int fd, rc;
+	char *dir = io_dirname(path);
+	int rc = dir ? faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS) : -1;
 
-	if (stat(path, &st) || S_ISREG(st.st_mode))
-		return io_store(path, text, len, 0644, err);
-	fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
+	free(dir);
+	return rc;
+}
+
+int receipt_check(const char *path, bool force, struct img_err *err)
+{
+	struct stat st = {0};
+	int rc;
+
+	if (stat(path, &st) && errno != ENOENT)
+		return img_err_set(err, IMG_CANTCREAT, "%s: cannot create: %s", path,
+				   strerror(errno));
+	if (S_ISREG(st.st_mode) && st.st_size && !force)
+		return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", path);
+	if (S_ISDIR(st.st_mode))
+		return img_err_set(err, IMG_CANTCREAT, "%s: is a folder", path);
+	rc = is_written_in_place(path) ? !st.st_mode ? 0 : faccessat(AT_FDCWD, path, W_OK, AT_EACCESS)
+				       : check_folder(path);
+	if (rc && (errno == ENOENT || errno == ENOTDIR))
+		return img_err_set(err, IMG_CANTCREAT, "%s: cannot create: %s", path,
+				   strerror(errno));
+	return rc ? img_err_errno(err, errno, "%s: cannot be written", path) : 0;
+}
+
+static int write_in_place(const char *path, const char *text, bool force, struct img_err *err)
+{
+	const int how = force ? O_TRUNC : O_APPEND;
+	int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOCTTY | how, 0644), rc;
+
 	if (fd < 0)
 		return img_err_errno(err, errno, "%s", path);
-	rc = io_stream_write(fd, text, len, path, err);
+	rc = io_stream_write(fd, text, strlen(text), path, err);
+	if (!rc && fsync(fd) && errno != EINVAL && errno != EROFS)
+		rc = img_err_errno(err, errno, "%s: sync failed", path);
 	if (close(fd) && !rc)
 		rc = img_err_errno(err, errno, "%s", path);
 	return rc;
+}
+
+int receipt_store(const char *path, const char *text, bool force, struct img_err *err)
+{
+	/* Somebody may have taken the name meanwhile. */
+	if (receipt_check(path, force, err))
+		return -1;
+	return is_written_in_place(path) ? write_in_place(path, text, force, err)
+					 : io_store(path, text, strlen(text), 0644, err);
 }

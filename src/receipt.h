@@ -21,7 +21,7 @@ char *receipt_json(const struct receipt *r);
 /* Before the work: may PATH be written? What holds something is not overwritten without FORCE. */
 int receipt_check(const char *path, bool force, struct img_err *err);
 
-/* Durable under its name at once; a FIFO or a device is written to. */
-int receipt_store(const char *path, const char *text, struct img_err *err);
+/* Durable under its name at once; a FIFO, a device or what a link leads to is written to. */
+int receipt_store(const char *path, const char *text, bool force, struct img_err *err);
 
 #endif

@@ -306,7 +306,7 @@ static int report(struct recv *r, struct img_err *err)
 	if (fputs(text, r->out) < 0 || fflush(r->out))
 		rc = img_err_errno(err, errno == ENOSPC ? EIO : errno, "standard output");
 	if (r->receipt && !rc)
-		rc = receipt_store(r->receipt, text, err);
+		rc = receipt_store(r->receipt, text, r->force, err);
 	free(text);
 	return rc;
 }

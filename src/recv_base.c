@@ -108,6 +108,9 @@ static int open_base(struct recv *r, struct img_err *err)
 	if (!r->onto && stat(r->file, &st) == 0 && img_find_layer(r->base, r->file, &absent) >= 0)
 		return img_err_set(err, IMG_USAGE,
 				   "%s: is a part of the base and cannot be replaced", r->file);
+	if (r->receipt && img_find_layer(r->base, r->receipt, &absent) >= 0)
+		return img_err_set(err, IMG_USAGE, "%s: is a part of the base, and no receipt",
+				   r->receipt);
 	cli_warn_chain(&r->common, r->base);
 	if (img_identity(r->base, 0, img_layers(r->base), r->base_id, err))
 		return -1;

@@ -112,11 +112,18 @@ static int write_stream(struct send *s, struct img_err *err)
 /* All that the user named is looked at before the first byte. */
 static int prepare(struct send *s, struct img_err *err)
 {
+	struct img_err absent = {0};
+
 	if (rate_limit(&s->to, s->rate, s->rate_file, err) ||
 	    (s->receipt && receipt_check(s->receipt, s->force, err)) ||
 	    (s->resume && stream_token_get(s->resume, &s->token, err)))
 		return -1;
-	if (img_open(&s->chain, s->disk, &s->common.open, err) || send_describe(s, err))
+	if (img_open(&s->chain, s->disk, &s->common.open, err))
+		return -1;
+	if (s->receipt && img_find_layer(s->chain, s->receipt, &absent) >= 0)
+		return img_err_set(err, IMG_USAGE, "%s: is a part of the disk, and no receipt",
+				   s->receipt);
+	if (send_describe(s, err))
 		return -1;
 	cli_warn_chain(&s->common, s->chain);
 	return s->resume ? send_prove(s, err) : 0;

@@ -71,7 +71,7 @@ static int store_receipt(const struct send *s, struct img_err *err)
 
 	if (make_receipt(s, &s->totals, &text, err))
 		return -1;
-	rc = receipt_store(s->receipt, text, err);
+	rc = receipt_store(s->receipt, text, s->force, err);
 	free(text);
 	return rc;
 }

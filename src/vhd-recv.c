@@ -2,10 +2,12 @@
 /* The command line of the receiver; recv.h does the work. */
 #include "config.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "io.h"
 #include "recv.h"
 
 static const char help[] =
@@ -139,6 +141,22 @@ static void set_option(struct recv *r, int opt)
 	}
 }
 
+/* Whether it is there already or not. */
+static bool same_name(const char *a, const char *b)
+{
+	char *da = io_dirname(a), *db = io_dirname(b);
+	struct stat sa, sb;
+	bool same = stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev &&
+		    sa.st_ino == sb.st_ino;
+
+	if (!same && da && db && !strcmp(io_basename(a), io_basename(b)))
+		same = stat(da, &sa) == 0 && stat(db, &sb) == 0 && sa.st_dev == sb.st_dev &&
+		       sa.st_ino == sb.st_ino;
+	free(da);
+	free(db);
+	return same;
+}
+
 static void parse(struct recv *r, int argc, char **argv)
 {
 	struct stat st;
@@ -169,6 +187,8 @@ static void parse(struct recv *r, int argc, char **argv)
 		cli_usage("--type is for whole disks; an increment becomes a differencing disk");
 	if (r->json && r->verb != STATUS)
 		cli_usage("--json goes with --status");
+	if (r->receipt && same_name(r->receipt, r->file))
+		cli_usage("the receipt cannot be the disk");
 	if (r->verb)
 		return;
 	if (isatty(STDIN_FILENO))

@@ -517,6 +517,43 @@ while True:
 	nothing_left disk.vhd s r
 }
 
+@test "a receipt that cannot be written stops it before the work" {
+	vhd-create --size=8M disk.vhd
+	vhd-send disk.vhd >s
+	mkdir dir
+	refused 73 vhd-recv --receipt=gone/r out <s
+	refused 73 vhd-recv --receipt=disk.vhd/r out <s
+	refused 73 vhd-recv --receipt=dir out <s
+	refused 73 vhd-send --receipt=gone/r disk.vhd
+	refused 73 vhd-send --force --receipt=dir disk.vhd
+	nothing_left disk.vhd s dir
+}
+
+@test "no receipt takes the place of a disk" {
+	chain
+	vhd-send --from=src/base.vhd src/child.avhd >s
+	sha src/base.vhd src/child.avhd >before
+	refused 64 vhd-send --force --receipt=src/base.vhd src/child.avhd
+	refused 64 vhd-send --force --receipt=src/child.avhd --from=src/base.vhd src/child.avhd
+	refused 64 vhd-recv --force --parent=src/base.vhd --receipt=src/base.vhd out <s
+	refused 64 vhd-recv --force --onto --receipt=src/base.vhd src/base.vhd <s
+	refused 64 vhd-recv --parent=src/base.vhd --receipt=src/../out out <s
+	[ "$(sha src/base.vhd src/child.avhd)" = "$(cat before)" ]
+	nothing_left before s src
+}
+
+@test "a receipt through a link leaves the link" {
+	vhd-create --size=8M disk.vhd
+	ln -s r link
+	vhd-send --receipt=link disk.vhd | vhd-recv --quiet out >got
+	[ -L link ] && [ "$(jq .stream_sum r)" = "$(jq .stream_sum got)" ]
+	refused 73 vhd-send --receipt=link disk.vhd
+	vhd-send --force --receipt=link disk.vhd | vhd-recv --quiet --force out >got
+	[ -L link ] && [ "$(jq .stream_sum r)" = "$(jq .stream_sum got)" ]
+	vhd-send --receipt=/dev/fd/5 disk.vhd 5>r2 >s
+	[ "$(jq .bytes r2)" -eq "$(stat -c %s s)" ]
+}
+
 @test "a full disk" {
 	head -c 8M /dev/urandom >disk.raw
 	vhd-send --raw disk.raw >s
