@@ -68,12 +68,16 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 {
 	struct recv *r = ctx;
 	struct partial_head head;
+	struct stat st;
 
 	if (r->published && !r->force && !r->onto)
 		return exists(r, err);
 	/* First of all: FILE may be closed for what an earlier run has left. */
 	if (!r->partial && partial_open(&r->partial, r->file, PARTIAL_MAKE, err))
 		return -1;
+	/* Another run may have made it while this one waited. */
+	if (!r->force && !r->onto && lstat(r->file, &st) == 0)
+		return exists(r, err);
 	if (prepare(r, begin, err))
 		return -1;
 	/* A difference is from the same disk: its child must be another one. */

@@ -331,6 +331,26 @@ joined() {
 	came_whole raw
 }
 
+@test "a second receiver that waited for the first finds the disk, before it takes the stream" {
+	send >s
+	mkfifo fifo
+	vhd-recv --type=raw out <fifo >first 3>&- &
+	local first=$!
+	exec 5>fifo
+	head -c 2500000 s >&5
+	wait_for 5 test -e .out.partial.tmp
+	vhd-recv --type=raw out <s 2>second.err 3>&- 5>&- &
+	local second=$! status=0
+	sleep 0.5
+	tail -c +2500001 s >&5
+	exec 5>&-
+	wait $first
+	wait $second || status=$?
+	[ $status -eq 73 ]
+	grep -q "exists" second.err
+	came_whole raw
+}
+
 @test "a signal keeps what is durable" {
 	mkfifo pipe
 	{ send_cut 3500000; exec sleep 30; } >pipe 3>&- &
