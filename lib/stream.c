@@ -100,13 +100,18 @@ static int magic_bad(const uint8_t *buf, const char *name, struct img_err *err)
 	return img_err_set(err, IMG_PROTO, "%s: %s", name, why);
 }
 
+bool stream_has_magic(const uint8_t *buf)
+{
+	return memcmp(buf, magic, sizeof(magic)) == 0;
+}
+
 int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin *b,
 			bool *continued, const struct stream_where *at, struct img_err *err)
 {
 	const uint32_t known = STREAM_INCOMPAT_ZSTD | STREAM_INCOMPAT_CONTINUED;
 	uint32_t incompat;
 
-	if (memcmp(buf, magic, sizeof(magic)))
+	if (!stream_has_magic(buf))
 		return magic_bad(buf, at->name, err);
 	if (le64_get(buf + 40) != XXH3_64bits(buf, 40))
 		return img_err_set(err, IMG_PROTO, "%s: the preamble is damaged", at->name);

@@ -64,6 +64,8 @@ int stream_bad(const struct stream_where *at, struct img_err *err, const char *f
 uint64_t stream_seed(const uint8_t id[16]);
 void stream_preamble_put(uint8_t buf[STREAM_PREAMBLE], const struct stream_begin *b,
 			 bool continued);
+/* Does it begin as a stream? BUF has 8 bytes at least. */
+bool stream_has_magic(const uint8_t *buf);
 /* Fills the stream's id and features. */
 int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin *b,
 			bool *continued, const struct stream_where *at, struct img_err *err);

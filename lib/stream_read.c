@@ -115,10 +115,10 @@ static int read_preamble(struct reader *r, struct img_err *err)
 
 	if (take_bytes(r, preamble, sizeof(preamble), &more, err))
 		return -1;
-	if (!more && have(r) < 8)
-		return cut(r, err);
 	if (!more) /* even a short file can be told from a stream */
 		memcpy(preamble, r->buf + r->start, have(r));
+	if (!more && (have(r) < 8 || stream_has_magic(preamble)))
+		return cut(r, err);
 	if (stream_preamble_get(preamble, &r->begin, &r->continued, &r->at, err))
 		return -1;
 	if (!more)
