@@ -60,9 +60,7 @@ if [ -z "$parts" ]; then
 	exit 69
 fi
 
-# shellcheck source=scripts/qsm-job.sh
 . "$parts/qsm-job.sh"
-# shellcheck source=scripts/qsm-stages.sh
 . "$parts/qsm-stages.sh"
 PATH=$here:$PATH:/usr/sbin:/sbin
 export PATH

@@ -107,6 +107,16 @@ processes() {
 	[ "$(stat -c %a vms/vm vms/vm/domain.xml vms/vm/owner | tr '\n' ' ')" = "700 600 600 " ]
 }
 
+@test "its parts are found when it is installed, also through a symlink" {
+	mkdir -p inst/bin inst/share/qsm-tools bin
+	cp "$top/scripts/hv-qemu" inst/bin/
+	cp "$top"/scripts/qemu-*.sh inst/share/qsm-tools/
+	ln -s ../inst/bin/hv-qemu bin/hv-qemu
+	small vm
+	[ "$(inst/bin/hv-qemu list)" = vm ]
+	[ "$(cd bin && sh hv-qemu status vm)" = off ]
+}
+
 @test "names with spaces, quotes, newlines, a leading dash and other letters are just names" {
 	local n
 	for n in "a 'b\" \$(touch x)" "zwei
