@@ -48,6 +48,10 @@ int send_describe(struct send *s, struct img_err *err)
 	struct stream_begin *b = &s->begin;
 
 	b->size = img_size(s->chain);
+	if (b->size > STREAM_MAX_SIZE)
+		return img_err_set(err, IMG_DATA,
+				   "%s: has %" PRIu64 " bytes, a stream takes no disk above 64 TiB",
+				   s->disk, b->size);
 	b->type = leaf->type;
 	b->has_uuid = leaf->has_uuid;
 	memcpy(b->uuid, leaf->uuid, 16);

@@ -398,6 +398,18 @@ mixed() {
 	done
 }
 
+@test "a disk that is too large for a stream" {
+	local f
+	f=$(mktemp -p /dev/shm) || skip "needs /dev/shm"
+	truncate -s 64T "$f" && vhd-send --raw "$f" >s && rm s && truncate -s 70368744177665 "$f" ||
+		{ rm "$f"; skip "no such file on /dev/shm"; }
+	run --separate-stderr vhd-send --raw "$f"
+	rm -f "$f" "$f.sums"
+	assert_status 65
+	[ -z "$output" ]
+	[[ $stderr = *"64 TiB"* ]]
+}
+
 @test "a missing disk, a damaged disk, a missing parent" {
 	chain
 	refused 66 vhd-send gone.vhd
