@@ -367,6 +367,29 @@ joined() {
 	came_whole raw
 }
 
+@test "a terminal that is closed ends it as a signal does, but not under nohup" {
+	mkfifo pipe
+	{ send_cut 700000; exec sleep 30; } >pipe 3>&- &
+	local sender=$! status=0
+	vhd-recv --type=raw out <pipe 3>&- &
+	local receiver=$!
+	wait_for 5 test -e .out.partial.tmp
+	kill -HUP $receiver
+	wait $receiver || status=$?
+	kill $sender
+	[ $status -eq 75 ]
+	nothing_left disk.raw pipe
+	{ send_cut 3500000; exec sleep 30; } >pipe 3>&- &
+	sender=$!
+	(trap '' HUP; exec vhd-recv --type=raw out <pipe 3>&-) &
+	receiver=$!
+	wait_for 5 sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -gt 3000000 ]'
+	kill -HUP $receiver
+	sleep 0.3
+	kill -0 $receiver
+	kill $sender $receiver
+}
+
 @test "killed when the disk had its name already: the same command tells that all is there" {
 	# A standard output that blocks lets the receipt wait while the disk is there.
 	mkfifo full
