@@ -401,8 +401,10 @@ int img_open(struct img_chain **out, const char *path, const struct img_open *op
 		return -1;
 	}
 	/* A merge has use for them first. */
-	if (opts->writable && !opts->merge)
+	if (opts->writable && !opts->merge) {
 		img_sums_remove(c->layer[0]->file.real);
+		img_absorbed_written(c);
+	}
 	c->size = c->layer[0]->info.size;
 	c->ignore_saved_state = opts->ignore_saved_state;
 	*out = c;

@@ -208,11 +208,13 @@ void img_push_cancel(struct img *layer);
 /*
  * Folds all layers above a target into it, in place. The chain was opened with .writable and
  * .merge (to plan, .merge alone will do). Crash-safe and re-runnable: HACKING.md gives the
- * order and the argument.
+ * order and the argument. Merged files that are not removed are remembered: merged once more when
+ * the target was written to in between, they would bring back old data, and are refused.
  */
 struct img_merge {
 	const struct img_open *open; /* its folders are searched for other children */
 	bool del;		/* the merged files go; children of the leaf become the target's */
+	bool again;		/* what was merged before as well, though its target was written to since */
 	/*
 	 * Bytes done and planned; non-zero stops (IMG_AGAIN, the same call finishes). NULL:
 	 * nobody asks.
@@ -227,6 +229,7 @@ struct img_merge_stats {
 	uint64_t space_free;  /* on the target's file system */
 	unsigned layers;      /* merged into the target */
 	unsigned reparented;  /* children of the leaf that were, or will be, given a new parent */
+	bool already;	      /* it was merged before: there was nothing to do but to remove files */
 };
 /* Only looks: what a merge would do, and every reason why it cannot, in one message. */
 int img_merge_plan(struct img_chain *c, const struct img_merge *opts, struct img_merge_stats *stats,

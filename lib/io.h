@@ -117,6 +117,13 @@ int io_scratch(struct io_file *f, const char *beside, struct img_err *err);
 void io_keep(struct io_new *n);
 void io_discard(struct io_new *n);
 
+/*
+ * A new file that tells of another one, which has the status ST: who may not read that may not read
+ * this, and nobody but its owner writes to it.
+ */
+struct stat;
+int io_access_like(struct io_file *f, const struct stat *st, struct img_err *err);
+
 /* Durable changes of names. */
 int io_unlink(const char *path, struct img_err *err);
 /* Within one folder; never over an existing file: IMG_CANTCREAT. */

@@ -6,6 +6,8 @@
  * layer that hides this. Once the target is whole, its marker may stay for a while as "merged",
  * so that a run that was interrupted while it removed files can be finished. While a child that
  * will be merged is still being received, the target is the old disk yet, and nobody may change it.
+ *
+ * Another file says that a child was merged and is still there (absorbed.c); both have one form.
  */
 #include "config.h"
 
@@ -19,13 +21,16 @@
 
 #define MAGIC "qsm-merge 1\n"
 
-static const char *const states[] = { "merging", "middle", "merged", "receiving" };
+static const char *const states[] = { "merging", "middle", "merged", "receiving", "kept" };
 
-static char *marker_path(const char *real)
+/* What is kept lies under a name of its own: it may be there beside any other state. */
+static char *marker_path(const char *real, enum img_marker_state state)
 {
 	char *path;
 
-	return asprintf(&path, "%s" IMG_MARKER_SUFFIX, real) < 0 ? NULL : path;
+	return asprintf(&path, "%s%s", real, state == IMG_MARKER_KEPT ? IMG_KEPT_SUFFIX : IMG_MARKER_SUFFIX) < 0 ?
+		       NULL :
+		       path;
 }
 
 /* "KEY 32 hex digits\n" at *P, which moves behind it. */
@@ -61,22 +66,31 @@ static bool parse_state(const char **p, enum img_marker_state *state)
 	return false;
 }
 
+/* Only what is merged has them. */
+static bool parse_identities(const char **p, struct img_marker *m)
+{
+	return strncmp(*p, "target ", 7) != 0 ||
+	       (parse_uuid(p, "target ", m->target) && parse_uuid(p, "above ", m->above) &&
+		parse_uuid(p, "boot ", m->boot));
+}
+
 static int parse(const char *path, const char *text, struct img_marker *m, struct img_err *err)
 {
 	const char *p = text + strlen(MAGIC);
 
 	if (strncmp(text, MAGIC, strlen(MAGIC)) != 0 || !parse_uuid(&p, "child-uuid ", m->child_uuid) ||
 	    !parse_uuid(&p, "leaf-uuid ", m->leaf_uuid) || !parse_state(&p, &m->state) ||
-	    strncmp(p, "leaf ", 5) != 0)
+	    !parse_identities(&p, m) || strncmp(p, "leaf ", 5) != 0)
 		return img_err_set(err, IMG_DATA,
 				   "%s: not a merge marker; the disk beside it may be half merged", path);
 	snprintf(m->leaf, sizeof(m->leaf), "%s", p + 5);
 	return 0;
 }
 
-int img_marker_read(const char *real, struct img_marker *m, struct img_err *err)
+static int read_marker(const char *real, enum img_marker_state kind, struct img_marker *m,
+		       struct img_err *err)
 {
-	char *path = marker_path(real), text[4096 + 256] = "";
+	char *path = marker_path(real, kind), text[4096 + 512] = "";
 	struct io_file f;
 	struct stat st;
 	size_t got;
@@ -89,7 +103,9 @@ int img_marker_read(const char *real, struct img_marker *m, struct img_err *err)
 	if (lstat(path, &st) == 0 || (errno != ENOENT && errno != ENAMETOOLONG)) {
 		rc = io_open(&f, path, false, err);
 		if (rc == 0) {
-			rc = io_read_upto(&f, text, sizeof(text) - 1, 0, &got, err);
+			rc = fstat(f.fd, &m->st) < 0 ? img_err_errno(err, errno, "%s", path) :
+			     io_read_upto(&f, text, sizeof(text) - 1, 0, &got, err);
+			m->plain = S_ISREG(st.st_mode) && st.st_ino == m->st.st_ino;
 			io_close(&f);
 		}
 		if (rc == 0)
@@ -99,25 +115,73 @@ int img_marker_read(const char *real, struct img_marker *m, struct img_err *err)
 	return rc;
 }
 
+int img_marker_read(const char *real, struct img_marker *m, struct img_err *err)
+{
+	return read_marker(real, IMG_MARKER_NONE, m, err);
+}
+
+int img_kept_read(const char *real, struct img_marker *m, struct img_err *err)
+{
+	if (read_marker(real, IMG_MARKER_KEPT, m, err) == 0 &&
+	    (m->state == IMG_MARKER_NONE || m->state == IMG_MARKER_KEPT))
+		return 0;
+	m->state = IMG_MARKER_NONE;
+	return img_err_set(err, IMG_DATA, "%s" IMG_KEPT_SUFFIX ": does not say what was merged into the disk beside it",
+			   real);
+}
+
 static void hex(const uint8_t uuid[16], char out[33])
 {
 	for (int i = 0; i < 16; i++)
 		snprintf(out + 2 * i, 3, "%02x", uuid[i]);
 }
 
+/* Whoever may open the disk may read why not, or what to know of it. */
+static int store(const char *path, const char *real, const char *text, struct img_err *err)
+{
+	struct io_file f;
+	struct io_new n;
+	struct stat st;
+	int rc = -1;
+
+	if (stat(real, &st) < 0)
+		return img_err_errno(err, errno, "%s", real);
+	if (io_create(&n, &f, path, true, err) < 0)
+		return -1;
+	if (io_access_like(&f, &st, err) == 0 && io_write(&f, text, strlen(text), 0, err) == 0)
+		rc = io_publish(&n, true, err);
+	io_discard(&n);
+	io_close(&f);
+	return rc;
+}
+
+static char *identities(const struct img_marker *m)
+{
+	char target[33], above[33], boot[33], *text;
+
+	if (m->state != IMG_MARKER_MERGED && m->state != IMG_MARKER_KEPT)
+		return strdup("");
+	hex(m->target, target);
+	hex(m->above, above);
+	hex(m->boot, boot);
+	return asprintf(&text, "target %s\nabove %s\nboot %s\n", target, above, boot) < 0 ? NULL : text;
+}
+
 int img_marker_store(const char *real, const struct img_marker *m, struct img_err *err)
 {
-	char *path = marker_path(real), *text = NULL, child[33], last[33];
+	char *path = marker_path(real, m->state), *more = identities(m), *text = NULL, child[33], last[33];
 	int rc;
 
 	hex(m->child_uuid, child);
 	hex(m->leaf_uuid, last);
-	if (!path || asprintf(&text, MAGIC "child-uuid %s\nleaf-uuid %s\nstate %s\nleaf %s", child, last,
-			      states[m->state - IMG_MARKER_MERGING], m->leaf) < 0)
+	if (!path || !more ||
+	    asprintf(&text, MAGIC "child-uuid %s\nleaf-uuid %s\nstate %s\n%sleaf %s", child, last,
+		     states[m->state - IMG_MARKER_MERGING], more, m->leaf) < 0)
 		rc = img_err_errno(err, ENOMEM, "%s", real);
 	else
-		rc = io_store(path, text, strlen(text), 0600, err);
+		rc = store(path, real, text, err);
 	free(text);
+	free(more);
 	free(path);
 	return rc;
 }
@@ -133,9 +197,9 @@ int img_marker_write(const struct img *l, const struct img *above, const struct 
 	return img_marker_store(l->file.real, &m, err);
 }
 
-int img_marker_remove(const char *real, struct img_err *err)
+static int remove_marker(const char *real, enum img_marker_state kind, struct img_err *err)
 {
-	char *path = marker_path(real);
+	char *path = marker_path(real, kind);
 	struct stat st;
 	int rc = 0;
 
@@ -145,6 +209,16 @@ int img_marker_remove(const char *real, struct img_err *err)
 		rc = io_unlink(path, err);
 	free(path);
 	return rc;
+}
+
+int img_marker_remove(const char *real, struct img_err *err)
+{
+	return remove_marker(real, IMG_MARKER_NONE, err);
+}
+
+int img_kept_remove(const char *real, struct img_err *err)
+{
+	return remove_marker(real, IMG_MARKER_KEPT, err);
 }
 
 /* Nothing of it has changed yet: to look at it does no harm. */
@@ -162,13 +236,16 @@ static int check_receiving(struct img *l, const struct img_open *opts, struct im
 			   l->file.path, l->file.path);
 }
 
-int img_marker_check(struct img *l, const struct img *child, const struct img_open *opts,
+int img_marker_check(struct img *l, struct img *child, const struct img_open *opts,
 		     struct img_err *err)
 {
 	struct img_marker m;
 
 	if (img_marker_read(l->file.real, &m, err) < 0)
 		return -1;
+	if (m.state == IMG_MARKER_NONE || m.state == IMG_MARKER_MERGED ||
+	    m.state == IMG_MARKER_RECEIVING)
+		img_absorbed_warn(l, child, opts);
 	if (m.state == IMG_MARKER_NONE || m.state == IMG_MARKER_MERGED ||
 	    (child && memcmp(child->info.uuid, m.child_uuid, 16) == 0))
 		return 0;

@@ -160,6 +160,7 @@ static void merge_free(struct merge *m)
 	if (m->target)
 		m->target->ops->absorb_end(m->target);
 	merge_paths_free(&m->grand);
+	free(m->kept);
 	free(m->buf);
 }
 

@@ -25,13 +25,30 @@ static int remove_layer(struct img *l, struct img_err *err)
 	return img_marker_remove(l->file.real, err);
 }
 
+/*
+ * What says that TARGET was merged from the disk LEAF. First that it was kept, once: a run that is cut
+ * short here begins with the other one.
+ */
+static int forget(const char *target, const uint8_t leaf[16], struct img_err *err)
+{
+	struct img_marker m;
+
+	if (img_kept_read(target, &m, NULL) == 0 && m.state == IMG_MARKER_KEPT &&
+	    memcmp(m.leaf_uuid, leaf, 16) == 0 && img_kept_remove(target, err) < 0)
+		return -1;
+	return img_marker_remove(target, err);
+}
+
 /* Layers FROM - 1 up to the leaf, then what says that TARGET was merged. */
 static int remove_layers(struct img_chain *c, unsigned from, const char *target, struct img_err *err)
 {
+	uint8_t leaf[16];
+
+	memcpy(leaf, c->layer[0]->info.uuid, sizeof(leaf));
 	while (from)
 		if (remove_layer(c->layer[--from], err) < 0)
 			return -1;
-	return img_marker_remove(target, err);
+	return forget(target, leaf, err);
 }
 
 /* Force: the new parent has another UUID, and shows what the old one showed. */
@@ -45,25 +62,28 @@ static int give_new_parent(struct merge *m, const char *path, struct img_err *er
 	return img_reparent(path, m->target->file.real, &o, true, err);
 }
 
+/*
+ * Somebody may write to the target from now on: what was merged must be known before. Where that is
+ * so already, an earlier run may have removed the marker and failed to make that durable: only one
+ * that is made anew can be removed for good.
+ */
+static int keep_layers(struct merge *m, struct img_err *err)
+{
+	if (img_absorbed_note(m->c, m->to, m->merged ? IMG_MARKER_MERGED : IMG_MARKER_KEPT, err) < 0)
+		return -1;
+	return img_marker_remove(m->target->file.real, err);
+}
+
 int merge_clean(struct merge *m, struct img_err *err)
 {
-	const char *target = m->target->file.real;
-
 	if (!m->opts->del)
-		return img_marker_remove(target, err);
-	/*
-	 * One file to remove and nobody above it: merged again it is the same again. Not so
-	 * when a run that was cut short has given the target a second child: then the marker
-	 * goes last.
-	 */
-	if (m->to == 1 && m->grand.n == 0 && !m->merged)
-		return img_marker_remove(target, err) < 0 ? -1 : remove_layer(m->leaf, err);
-	if (img_marker_write(m->target, m->c->layer[m->to - 1], m->leaf, IMG_MARKER_MERGED, err) < 0)
+		return keep_layers(m, err);
+	if (img_absorbed_note(m->c, m->to, IMG_MARKER_MERGED, err) < 0)
 		return -1;
 	for (size_t i = 0; i < m->grand.n; i++)
 		if (give_new_parent(m, m->grand.path[i], err) < 0)
 			return -1;
-	return remove_layers(m->c, m->to, target, err);
+	return remove_layers(m->c, m->to, m->target->file.real, err);
 }
 
 /*
@@ -162,8 +182,9 @@ static int remove_rest(const char *leaf, const char *target, const struct img_ma
 	struct stat st;
 	int rc;
 
+	/* Who removed it may have had no time to make that durable. */
 	if (lstat(leaf, &st) < 0 && errno == ENOENT)
-		return img_marker_remove(target, err);
+		return io_sync_dir_of(leaf, err) < 0 ? -1 : forget(target, m->leaf_uuid, err);
 	o.writable = o.merge = o.partial = true;
 	o.merge_to = target;
 	if (img_open(&c, leaf, &o, err) < 0)

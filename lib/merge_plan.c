@@ -12,10 +12,7 @@
 
 #include "merge.h"
 
-static void block(struct merge *m, int code, const char *fmt, ...)
-	__attribute__((format(printf, 3, 4)));
-
-static void block(struct merge *m, int code, const char *fmt, ...)
+void merge_block(struct merge *m, int code, const char *fmt, ...)
 {
 	size_t n = strlen(m->blockers);
 	va_list ap;
@@ -63,11 +60,11 @@ static void check_layers(struct merge *m)
 		 */
 		if (above && l->info.size > above->info.size &&
 		    !(m->begun && l == m->target && l->info.size <= m->leaf->info.size))
-			block(m, IMG_DATA,
+			merge_block(m, IMG_DATA,
 			      "%s: %" PRIu64 " bytes, its parent %s has %" PRIu64 ": nobody could tell what becomes of the rest",
 			      above->file.path, above->info.size, l->file.path, l->info.size);
 		if (l->info.saved_state && !m->c->ignore_saved_state)
-			block(m, IMG_DATA,
+			merge_block(m, IMG_DATA,
 			      "%s: a saved state of a virtual machine depends on it (footer byte 84): merged only with --force",
 			      l->file.path);
 	}
@@ -85,7 +82,7 @@ static void check_raw_target(struct merge *m)
 	if (m->target->info.has_uuid || m->target->info.size >= size || above->info.size == size ||
 	    above->info.original_size == size)
 		return;
-	block(m, IMG_PREFLIGHT,
+	merge_block(m, IMG_PREFLIGHT,
 	      "%s: a raw disk: once it has %" PRIu64 " bytes, its child %s would not find it any more; merge into that one first",
 	      m->target->file.path, size, above->file.path);
 }
@@ -97,7 +94,7 @@ static void check_hidden(struct merge *m)
 	uint64_t size = m->leaf->info.size;
 
 	if (below && m->target->info.size < size && below->info.size > m->target->info.size)
-		block(m, IMG_PREFLIGHT,
+		merge_block(m, IMG_PREFLIGHT,
 		      "%s: has to grow to %" PRIu64 " bytes, and would show what it hides of its larger parent %s",
 		      m->target->file.path, size, below->file.path);
 }
@@ -108,7 +105,7 @@ static void check_sound(struct merge *m)
 		const struct img_info *info = &m->c->layer[i]->info;
 
 		if (info->unsound)
-			block(m, IMG_DATA, "%s: %s: repair it before the merge", m->c->layer[i]->file.path,
+			merge_block(m, IMG_DATA, "%s: %s: repair it before the merge", m->c->layer[i]->file.path,
 			      info->warning);
 	}
 }
@@ -124,7 +121,12 @@ static int note_stranger(void *ctx, const char *path, struct img_err *err)
 	struct stranger *s = ctx;
 
 	(void)err;
-	block(s->m, IMG_PREFLIGHT,
+	if (s->parent == s->m->target && s->m->kept && strcmp(path, s->m->kept) == 0)
+		merge_block(s->m, IMG_PREFLIGHT,
+			    "%s: was merged into %s before, and is still there; it would not show any more what it shows now: delete it first",
+			    path, s->parent->file.path);
+	else
+	merge_block(s->m, IMG_PREFLIGHT,
 	      "%s: is a child of %s too, and would not show any more what it shows now; merge or delete it first",
 	      path, s->parent->file.path);
 	return 0;
@@ -138,7 +140,7 @@ static int note_grandchild(void *ctx, const char *path, struct img_err *err)
 	struct img *l;
 
 	if (img_layer_open(&l, path, true, false, RAW_NEVER, &e) < 0) {
-		block(m, e.code, "%s (a child of %s that needs a new parent)", e.msg, m->leaf->file.path);
+		merge_block(m, e.code, "%s (a child of %s that needs a new parent)", e.msg, m->leaf->file.path);
 		return 0;
 	}
 	img_layer_close(l);
@@ -171,7 +173,7 @@ static void check_space(struct merge *m)
 		return;
 	s->space_free = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (need > s->space_free)
-		block(m, IMG_CANTCREAT,
+		merge_block(m, IMG_CANTCREAT,
 		      "%s: the merge may need %" PRIu64 " bytes, the file system has %" PRIu64 " free",
 		      target->file.path, need, s->space_free);
 }
@@ -196,10 +198,7 @@ int merge_place(struct merge *m, struct img_err *err)
 	return m->target->ops->absorb_extend(m->target, m->stats, true, err);
 }
 
-/*
- * What an earlier run with this leaf has left: the target's marker, or those of the layers
- * between.
- */
+/* What an earlier run has left: the target's marker, or those of the layers between. */
 static int look_for_markers(struct merge *m, struct img_err *err)
 {
 	struct img_marker marker;
@@ -207,12 +206,15 @@ static int look_for_markers(struct merge *m, struct img_err *err)
 	for (unsigned i = 1; i <= m->to; i++) {
 		if (img_marker_read(m->c->layer[i]->file.real, &marker, err) < 0)
 			return -1;
-		if (memcmp(marker.leaf_uuid, m->leaf->info.uuid, 16) != 0)
-			continue;
-		m->begun |= marker.state == IMG_MARKER_MERGING || marker.state == IMG_MARKER_MIDDLE;
-		m->merged |= marker.state == IMG_MARKER_MERGED && i == m->to;
+		if (memcmp(marker.leaf_uuid, m->leaf->info.uuid, 16) == 0)
+			m->begun |= marker.state == IMG_MARKER_MERGING || marker.state == IMG_MARKER_MIDDLE;
 	}
-	return 0;
+	/* Then nobody else could have written to it. */
+	if (marker.state == IMG_MARKER_MERGING)
+		return 0;
+	if (marker.state != IMG_MARKER_MERGED && img_kept_read(m->target->file.real, &marker, err) < 0)
+		return -1;
+	return marker.state == IMG_MARKER_NONE ? 0 : merge_again(m, &marker, err);
 }
 
 int merge_plan(struct merge *m, struct img_err *err)

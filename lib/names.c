@@ -239,6 +239,15 @@ int io_symlink_replace(const char *path, const char *target, struct img_err *err
 	return rc;
 }
 
+int io_access_like(struct io_file *f, const struct stat *st, struct img_err *err)
+{
+	if (geteuid() == 0 && fchown(f->fd, st->st_uid, st->st_gid) < 0)
+		return img_err_errno(err, errno, "%s: cannot set the owner", f->path);
+	if (fchmod(f->fd, 0600 | (st->st_mode & 0044)) < 0)
+		return img_err_errno(err, errno, "%s: cannot set the mode", f->path);
+	return 0;
+}
+
 int io_store(const char *path, const void *buf, size_t len, mode_t mode, struct img_err *err)
 {
 	struct io_file f;

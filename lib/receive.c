@@ -104,6 +104,12 @@ int img_receive_begin(struct img_chain *c, const struct img_receive *r, struct i
 	if (have.state == IMG_MARKER_MERGED)
 		return img_err_set(err, IMG_AGAIN, "%s: a merge was cut short; finish it first with: vhd-merge --to=%s %s",
 				   c->layer[0]->file.path, real, have.leaf);
+	if (img_kept_read(real, &have, err) < 0)
+		return -1;
+	if (have.state == IMG_MARKER_KEPT && img_absorbed_there(&have))
+		return img_err_set(err, IMG_PREFLIGHT,
+				   "%s: was merged into %s before, and is still there; it would not show any more what it shows now: delete it first",
+				   have.leaf, c->layer[0]->file.path);
 	return img_marker_store(real, &m, err);
 }
 

@@ -224,16 +224,6 @@ bool sums_out_later(struct sums_out *o, dev_t dev, const struct timespec *t)
 	return false;
 }
 
-/* Secret like the image: who may not read that may not read these. And nobody writes to them. */
-static int set_access(struct io_file *f, const struct stat *st, struct img_err *err)
-{
-	if (geteuid() == 0 && fchown(f->fd, st->st_uid, st->st_gid) < 0)
-		return img_err_errno(err, errno, "%s: cannot set the owner", f->path);
-	if (fchmod(f->fd, 0600 | (st->st_mode & 0044)) < 0)
-		return img_err_errno(err, errno, "%s: cannot set the mode", f->path);
-	return 0;
-}
-
 /* Head, runs, and the sum of both. */
 static int copy_all(struct sums_out *o, struct io_file *to, const struct sums_head *h)
 {
@@ -282,7 +272,7 @@ int sums_out_publish(struct sums_out *o, const char *real, const struct sums_hea
 		free(path);
 		return -1;
 	}
-	if (set_access(&f, st, &o->err) == 0 && copy_all(o, &f, &head) == 0)
+	if (io_access_like(&f, st, &o->err) == 0 && copy_all(o, &f, &head) == 0)
 		rc = io_publish_soon(&n, &o->err);
 	io_discard(&n);
 	io_close(&f);

@@ -201,6 +201,33 @@ static void check_parent_time(struct check *c)
 	fault_report(c, &f);
 }
 
+/* What the child shows is worth something as long as nobody writes to the parent. */
+static int check_absorbed(struct check *c, struct img_err *err)
+{
+	struct img_chain parent = { .n = 1 };
+	uint8_t now[IMG_SUM_BYTES];
+	struct img_err e = { 0 };
+	struct img_marker m;
+	struct img_fault f;
+
+	if (img_kept_read(c->link.path, &m, &e) < 0) {
+		f = fault_make(c, F_ABSORBED_DAMAGED, NOWHERE);
+		FOUND(&f, "%s", e.msg);
+		fault_report(c, &f);
+		return 0;
+	}
+	if (m.state != IMG_MARKER_KEPT || memcmp(m.child_uuid, c->footer.uuid, 16) != 0 ||
+	    img_layer_open(&parent.layer[0], c->link.path, false, true, RAW_MAYBE, &e) < 0)
+		return 0;
+	if (img_identity(&parent, 0, 1, now, err) == 0) {
+		f = fault_make(c, memcmp(now, m.target, 16) == 0 ? F_ABSORBED : F_PARENT_WRITTEN, NOWHERE);
+		FOUND(&f, "merged into %.200s", c->link.path);
+		fault_report(c, &f);
+	}
+	img_layer_close(parent.layer[0]);
+	return err && err->code ? -1 : 0;
+}
+
 int check_link(struct check *c, struct img_err *err)
 {
 	static const uint8_t none[16];
@@ -220,7 +247,7 @@ int check_link(struct check *c, struct img_err *err)
 	}
 	check_parent_size(c);
 	check_parent_time(c);
-	return 0;
+	return check_absorbed(c, err);
 }
 
 void check_report_loop(struct check *c, const char *path)

@@ -20,13 +20,30 @@ int recv_close_file(struct recv *r, struct img_err *err)
 	return img_receive_begin(r->base, &rec, err);
 }
 
+/* A run that was cut short while it removed the child. */
+static int clean_up(struct recv *r, const struct img_open *opts, struct img_err *err)
+{
+	struct img_err e = {0};
+	char *into = NULL;
+	bool done = false;
+	int rc = img_merge_clean_up(r->path, r->file, opts, &done, &into, &e);
+
+	if (rc)
+		*err = e;
+	else if (done)
+		img_err_clear(err);
+	free(into);
+	return done ? 0 : -1;
+}
+
 /* The child is whole: now it is merged, which may be interrupted and done again at any point. */
 static int apply(struct recv *r, struct img_err *err)
 {
 	struct img_open opts = r->common.open;
 	struct recv_dirs dirs;
 	struct cli_progress progress;
-	const struct img_merge merge = {.open = &opts, .progress = cli_progress, .ctx = &progress};
+	const struct img_merge merge = {
+		.open = &opts, .del = true, .progress = cli_progress, .ctx = &progress};
 	struct img_merge_stats stats;
 	struct img_chain *c = NULL;
 	uint8_t id[IMG_SUM_BYTES];
@@ -38,8 +55,11 @@ static int apply(struct recv *r, struct img_err *err)
 		return -1;
 	opts.writable = opts.merge = true;
 	cli_progress_start(&progress, &r->common, "merge");
-	if (img_open(&c, r->path, &opts, err))
+	if (img_open(&c, r->path, &opts, err)) {
+		if (err->code == IMG_NOINPUT && partial_is_applied(r->partial))
+			rc = clean_up(r, &opts, err);
 		goto out;
+	}
 	/* Since the locks of the base were given up. */
 	if (img_identity(c, 1, img_layers(c), id, err))
 		goto out;

@@ -17,13 +17,15 @@ static const char help[] =
 	"      --to=ANCESTOR    fold all that lies above ANCESTOR into it\n"
 	"  -o, --output=FILE    leave the chain as it is, make a new disk FILE\n"
 	"      --delete         delete the merged files once the parent is durable\n"
+	"      --again          even if CHILD was merged before and its parent was written\n"
+	"                       to since: what CHILD holds comes back\n"
 	"  -n, --dry-run        check everything, change nothing\n"
 	"  -f, --force          even if a saved state depends on the disk; replace FILE\n"
 	"      --json           report as JSON\n"
 	CLI_HELP_CHAIN
 	CLI_HELP_COMMON;
 
-enum { OPT_DELETE = CLI_TOOL, OPT_TO };
+enum { OPT_DELETE = CLI_TOOL, OPT_TO, OPT_AGAIN };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -31,6 +33,7 @@ static const struct option options[] = {
 	{ "to", required_argument, NULL, OPT_TO },
 	{ "output", required_argument, NULL, 'o' },
 	{ "delete", no_argument, NULL, OPT_DELETE },
+	{ "again", no_argument, NULL, OPT_AGAIN },
 	{ "dry-run", no_argument, NULL, 'n' },
 	{ "force", no_argument, NULL, 'f' },
 	{ "json", no_argument, NULL, CLI_JSON },
@@ -60,14 +63,15 @@ static int merge(struct job *j, struct img_chain *c, struct img_err *err)
 {
 	int rc;
 
-	if (j->dry_run)
-		return img_merge_plan(c, &j->merge, &j->stats, err);
 	cli_progress_start(&j->progress, &j->common, "merge");
-	if (j->output)
+	if (j->dry_run)
+		rc = img_merge_plan(c, &j->merge, &j->stats, err);
+	else if (j->output)
 		rc = flatten(j, c, err);
 	else
 		rc = img_merge(c, &j->merge, &j->stats, err);
-	cli_progress_end(&j->progress, j->stats.bytes);
+	if (!j->dry_run || j->progress.shown)
+		cli_progress_end(&j->progress, j->stats.bytes);
 	return rc;
 }
 
@@ -88,9 +92,10 @@ static void report_json(const struct job *j, const char *parent, const struct im
 	} else {
 		fputs("null", stdout);
 	}
-	printf(",\"dry_run\":%s,\"deleted\":%s,\"layers\":%u,\"reparented\":%u,\"bytes\":%" PRIu64
+	printf(",\"dry_run\":%s,\"deleted\":%s,\"already\":%s,\"layers\":%u,\"reparented\":%u,\"bytes\":%" PRIu64
 	       ",\"new_blocks\":%" PRIu64 ",\"growth\":%" PRIu64 ",\"space_free\":%" PRIu64 "}\n",
-	       j->dry_run ? "true" : "false", j->merge.del && !j->dry_run ? "true" : "false", s->layers,
+	       j->dry_run ? "true" : "false", j->merge.del && !j->dry_run ? "true" : "false",
+	       s->already ? "true" : "false", s->layers,
 	       s->reparented, s->bytes, s->new_blocks, s->growth, s->space_free);
 }
 
@@ -101,10 +106,15 @@ static void report(const struct job *j, const struct img_chain *c)
 	const char *parent = j->output ? j->output : img_layer_path(c, to);
 	char moved[32], growth[32];
 
+	if (s->already && !j->dry_run && !j->json && !j->common.quiet)
+		cli_warn("%s: was merged into %s before: nothing to do%s", j->child, parent,
+			 j->merge.del ? " but to delete it" : "");
 	if (j->json)
 		report_json(j, parent, j->output ? NULL : img_layer_info(c, to));
 	else if (!j->dry_run)
 		printf("%s\n", parent);
+	else if (s->already)
+		printf("%s into %s: nothing to do, it was merged already\n", j->child, parent);
 	else
 		printf("%s into %s: %s to move, %" PRIu64 " new blocks, the parent grows by %s\n",
 		       j->child, parent, cli_human(s->bytes, moved), s->new_blocks,
@@ -144,6 +154,7 @@ static void plan_anyway(struct job *j)
 
 	open.writable = false;
 	open.unlocked = true;
+	cli_progress_start(&j->progress, &j->common, "merge");
 	if (img_open(&c, j->child, &open, &err) == 0 &&
 	    img_merge_plan(c, &j->merge, &j->stats, &err) < 0)
 		cli_fail(&err);
@@ -162,6 +173,7 @@ static void parse(int argc, char **argv, struct job *j)
 		else if (opt == 'o')
 			j->output = optarg;
 		j->merge.del |= opt == OPT_DELETE;
+		j->merge.again |= opt == OPT_AGAIN;
 		j->dry_run |= opt == 'n';
 		j->json |= opt == CLI_JSON;
 		j->force |= opt == 'f';

@@ -109,7 +109,185 @@ teardown() {
 @test "merged twice is merged once" {
 	pair
 	merges
+	unchanged base.vhd leaf.avhd -- vhd-merge leaf.avhd
+	assert_status 0
+	[ "$output" = "$(realpath base.vhd)" ] || [ "$output" = base.vhd ]
+	[[ $stderr == *"nothing to do"* ]]
+	run --separate-stderr vhd-merge --json leaf.avhd
+	[ "$(json '[.already, .bytes] | map(tostring) | join(" ")')" = "true 0" ]
+	run --separate-stderr vhd-merge --dry-run leaf.avhd
+	[[ $output == *"nothing to do"* ]]
+}
+
+# guest FILE SEED: somebody writes to it
+guest() {
+	model write "$1" --fill=30:4K --seed="$2" --zeros=0
+}
+
+@test "a child that was merged is not merged again into a parent that was written to since" {
+	pair
+	vhd-merge -q leaf.avhd
+	guest base.vhd 5
+	for c in "" --dry-run --to=base.vhd; do
+		# shellcheck disable=SC2086
+		refuses 78 vhd-merge $c leaf.avhd
+		[[ $stderr == *leaf.avhd*base.vhd*offset*--again* ]]
+	done
+	cp base.vhd want.vhd
+	vhd-merge -q --again leaf.avhd
+	[ "$(vhd-sum base.vhd | cut -d' ' -f1)" != "$(vhd-sum want.vhd | cut -d' ' -f1)" ]
+}
+
+@test "a child that was merged and written to since is merged again" {
+	pair
+	vhd-merge -q leaf.avhd
+	model write leaf.avhd --fill=30:4K --seed=5 --raw=leaf.raw
+	merges --delete
+	[ ! -e base.vhd.absorbed ]
+}
+
+@test "both written to since: refused" {
+	pair
+	vhd-merge -q leaf.avhd
+	guest leaf.avhd 5
+	guest base.vhd 6
+	refuses 78 vhd-merge leaf.avhd
+}
+
+@test "a parent that only looks as if it had been written to: nothing to do" {
+	pair
+	vhd-merge -q leaf.avhd
+	cp base.vhd copy && mv copy base.vhd
+	unchanged base.vhd leaf.avhd -- vhd-merge leaf.avhd
+	assert_status 0
+	[[ $stderr == *"nothing to do"* ]]
+	vhd-merge -q --delete leaf.avhd
+	[ ! -e leaf.avhd ]
+	is_raw base.vhd leaf.raw
+}
+
+@test "a child that was merged is deleted later" {
+	pair
+	vhd-merge -q leaf.avhd
+	before=$(sha base.vhd)
+	run --separate-stderr vhd-merge --delete leaf.avhd
+	assert_status 0
+	[ "$(ls base* leaf*)" = "$(printf 'base.raw\nbase.vhd\nleaf.raw')" ]
+	[ "$(sha base.vhd)" = "$before" ]
+}
+
+@test "a child that was merged can be deleted when the parent was written to" {
+	pair
+	vhd-merge -q leaf.avhd
+	# Not through the model: nothing but the times tells of that.
+	need qemu-io
+	qemu-io -f vpc -c 'write -P 7 1M 4K' base.vhd >/dev/null
+	vhd-sum base.vhd >sum
+	vhd-merge -q --delete leaf.avhd
+	[ ! -e leaf.avhd ]
+	vhd-sum --check sum
+}
+
+@test "what stands on a child that was merged goes into a parent that nobody has written to, only" {
+	pair
+	vhd-merge -q leaf.avhd
+	child=$(vhd-snap -q leaf.avhd)
+	model write "$child" --fill=30:4K --seed=5 --raw=leaf.raw
+	mkdir before && cp --preserve=all base.vhd base.vhd.absorbed leaf.avhd "$child" before
+	guest base.vhd 6
+	refuses 78 vhd-merge --to=base.vhd "$child"
+	[[ $stderr == *"stands on"* ]]
+	rm base.vhd* && cp --preserve=all before/base.vhd .
+	vhd-merge -q --to=base.vhd "$child"
+	is_raw base.vhd leaf.raw
+}
+
+@test "a child that was merged warns when its parent was written to since" {
+	pair
+	vhd-merge -q leaf.avhd
+	run --separate-stderr vhd-info --chain leaf.avhd
+	[[ $output$stderr != *warning* ]]
+	run vhd-check leaf.avhd
+	assert_status 0
+	assert_output_has absorbed
+	guest base.vhd 5
+	run --separate-stderr vhd-sum leaf.avhd
+	assert_status 0
+	[[ $stderr == *leaf.avhd*warning*base.vhd* ]]
+	run vhd-check leaf.avhd
+	assert_status 0
+	assert_output_has parent-written
+	run --separate-stderr vhd-sum base.vhd
+	[ -z "$stderr" ]
+}
+
+@test "a server that writes to the parent says so before it writes" {
+	need nbdkit qemu-io
+	[ -f "$QSM_PLUGIN" ] || skip "needs the plugin"
+	pair
+	vhd-merge -q leaf.avhd
+	before=$(cat base.vhd.absorbed)
+	nbdkit -U - "$QSM_PLUGIN" file=base.vhd --run 'qemu-io -f raw -c "read 0 512" "$uri"' >/dev/null
+	[ "$(cat base.vhd.absorbed)" != "$before" ]
+	grep -q '^target 0*$' base.vhd.absorbed
+	# It has not written, and the two are compared.
+	run --separate-stderr vhd-merge leaf.avhd
+	assert_status 0
+	[[ $stderr == *"nothing to do"* ]]
+}
+
+@test "what another child of the parent would lose: it was merged before" {
+	pair
+	vhd-merge -q leaf.avhd
+	vhd-snap -q --output=other.avhd base.vhd
+	refuses 78 vhd-merge other.avhd
+	[[ $stderr == *leaf.avhd*"merged into"*"delete it"* ]]
+}
+
+@test "killed while the child is removed, and the parent is written to: the same command removes it" {
+	need strace
+	pair
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=unlink \
+		-e inject=unlink:signal=KILL:when=1 vhd-merge -q --delete leaf.avhd
+	assert_status 137
+	[ -e leaf.avhd ]
+	guest base.vhd 5
+	vhd-sum base.vhd >sum
+	vhd-merge -q --delete leaf.avhd
+	[ ! -e leaf.avhd ]
+	vhd-sum --check sum
+}
+
+@test "another user's word that a child was merged is not taken" {
+	needs_root
+	pair
+	vhd-merge -q leaf.avhd
+	model write leaf.avhd --fill=30:4K --seed=5 --raw=leaf.raw
+	chown nobody base.vhd.absorbed
+	# Compared, and not the same
+	refuses 78 vhd-merge leaf.avhd
+	chown "$(stat -c %u base.vhd)" base.vhd.absorbed
 	merges
+}
+
+@test "what was merged is told to whoever may read the disk, and to nobody else" {
+	needs_root
+	for mode in 600 640 664; do
+		rm -f base.vhd* leaf.avhd leaf.raw
+		pair
+		chmod $mode base.vhd
+		chown nobody base.vhd
+		vhd-merge -q leaf.avhd
+		[ "$(stat -c '%a %U' base.vhd.absorbed)" = "${mode/664/644} nobody" ]
+	done
+}
+
+@test "a file of somebody else in the place of what was merged is not touched" {
+	pair
+	echo mine >base.vhd.absorbed
+	refuses 65 vhd-merge leaf.avhd
+	[[ $stderr == *base.vhd.absorbed* ]]
+	[ "$(cat base.vhd.absorbed)" = mine ]
 }
 
 @test "into an empty parent, in whole blocks" {
@@ -128,7 +306,7 @@ teardown() {
 @test "all combinations of block sizes" {
 	for p in 4K 64K 512K 2M 8M; do
 		for c in 4K 256K 2M 8M; do
-			rm -f base.vhd leaf.avhd leaf.raw
+			rm -f base.vhd* leaf.avhd leaf.raw
 			pair --block=$p --block=$c
 			merges
 			[ "$(field base.vhd head.block)" = "$(numfmt --from=iec $p)" ]
@@ -253,7 +431,7 @@ teardown() {
 
 @test "a child that is smaller than its parent is refused" {
 	for size in 4M 8388096; do
-		rm -f base.vhd leaf.avhd leaf.raw
+		rm -f base.vhd* leaf.avhd leaf.raw
 		model make base.vhd --size=8M --fill=20:4K
 		model make leaf.avhd --parent=base.vhd --size=$size --fill=20:4K
 		refuses 65 vhd-merge leaf.avhd
@@ -395,7 +573,7 @@ teardown() {
 @test "SIGINT and SIGTERM: 75, and the same command finishes" {
 	need strace
 	for s in INT TERM; do
-		rm -f base.vhd leaf.avhd leaf.raw
+		rm -f base.vhd* leaf.avhd leaf.raw
 		pair
 		run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=pwrite64 \
 			-e inject=pwrite64:signal=$s:when=6 vhd-merge leaf.avhd

@@ -178,7 +178,7 @@ closed() {
 	run env ASAN_OPTIONS=detect_leaks=0 strace -qq -o trace -e trace=pwrite64 \
 		-e inject=pwrite64:signal=KILL:when="$total" vhd-recv --onto dst/disk.vhd <s
 	assert_status 137
-	[ -e dst/.disk.vhd.onto.tmp ]
+	[ -e dst/.disk.vhd.partial-log.tmp ]
 	# It is open again, and somebody writes.
 	model write dst/disk.vhd --fill=30:4K --seed=5 --zeros=0
 	vhd-sum dst/disk.vhd >sum

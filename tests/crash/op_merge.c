@@ -28,6 +28,7 @@ struct merging {
 				    have grown */
 	uint8_t *shows[MOST];	 /* what each layer shows */
 	uint8_t *grand_shows;
+	uint8_t *written; /* what the target shows after somebody has written to it */
 	uint8_t store[];
 };
 
@@ -87,7 +88,7 @@ static void merge_build(struct world *w)
 	bool grown = rng_one_in(&w->rng, 2);
 
 	world_size(w, random_size(w, block_size));
-	w->op = m = need(sizeof(*m) + (MOST + 1) * w->size);
+	w->op = m = need(sizeof(*m) + (MOST + 2) * w->size);
 	m->layers = rng_one_in(&w->rng, 2) ? 1 : 1 + (int)rng_below(&w->rng, MOST);
 	m->del = rng_one_in(&w->rng, 2);
 	m->grand = m->del && rng_one_in(&w->rng, 3);
@@ -126,6 +127,7 @@ static void merge_build(struct world *w)
 		memcpy(p.uuid, c.uuid, 16);
 	}
 	m->grand_shows = m->store + w->size * MOST;
+	m->written = m->store + w->size * (MOST + 1);
 	memcpy(m->grand_shows, w->view, w->size);
 	if (m->grand) {
 		struct vhd_spec c = {.type = IMG_DIFFERENCING, .parent = names[0], .size = w->size};
@@ -274,6 +276,65 @@ static bool nothing_left(struct world *w)
 	return !exists(w, marker) || wrong(w, "the marker is still there");
 }
 
+/* A sector that the merge has changed, or -1. */
+static int64_t changed_sector(const struct world *w)
+{
+	return disk_differs(w->old, w->view, w->size);
+}
+
+/* Somebody writes to the target, and the merge is run once more. */
+static bool write_and_merge(struct world *w, uint64_t off)
+{
+	struct merging *m = w->op;
+	struct img_open o = open_as(w);
+	struct img_err err = {0};
+	struct img_chain *c;
+	int rc;
+
+	o.raw = m->raw;
+	o.writable = true;
+	disk_fill(w->buf, off, SECTOR, 77);
+	if (img_open(&c, in_dir(w, m->target), &o, &err) < 0)
+		return wrong(w, "the merged target cannot be written to: %s", err.msg);
+	rc = img_write(c, w->buf + off, off, SECTOR, true, &err);
+	img_close(c);
+	if (rc < 0)
+		return wrong(w, "the merged target cannot be written to: %s", err.msg);
+	memcpy(m->written, w->buf, w->size);
+	(void)merge_run(w, NULL, true, &err);
+	o.writable = false;
+	img_err_clear(&err);
+	if (disk_read(in_dir(w, m->target), &o, w->buf, w->size, &err) < 0)
+		return wrong(w, "the merged target, written to and merged again: %s", err.msg);
+	return disk_differs(w->buf, m->written, w->size) < 0 ||
+	       wrong(w, "merged again the target has lost what was written to it");
+}
+
+/*
+ * From the moment on that the target opens by itself and is the new one, what is written to it
+ * stays, though the merge is run again: also where the child is still there.
+ */
+static bool writes_stay(struct world *w)
+{
+	struct merging *m = w->op;
+	struct img_open o = open_as(w);
+	int64_t sec = changed_sector(w);
+	struct img_err err = {0};
+	struct fs saved;
+	uint64_t size;
+	bool ok;
+
+	o.raw = m->raw;
+	if (sec < 0 || !exists(w, names[0]) || look(w, m->target, &o, &size, &err) < 0 ||
+	    size != w->size || disk_differs(w->buf, w->view, size) >= 0)
+		return true;
+	fs_load(&saved, w->dir, w->pool);
+	ok = write_and_merge(w, (uint64_t)sec * SECTOR);
+	fs_store(&saved, w->dir, w->pool);
+	fs_free(&saved);
+	return ok;
+}
+
 static bool merge_check(struct world *w, void *ctx, const struct when *when)
 {
 	struct merging *m = w->op;
@@ -298,7 +359,8 @@ static bool merge_check(struct world *w, void *ctx, const struct when *when)
 	if (ok && exists(w, names[0]))
 		ok = sound(w, names[0], false);
 	return ok && target_holds(w, when->done) && (when->done || old_or_new(w)) &&
-	       (m->raw || sound(w, m->target, when->done));
+	       (m->raw || sound(w, m->target, when->done)) &&
+	       (may_come_back(when) || writes_stay(w));
 }
 
 static void flatten_build(struct world *w)

@@ -455,6 +455,8 @@ static void replace_layers(unsigned from, const char *name)
 		(void)unlink(fuzz_path(d.layer[i].name));
 		snprintf(marker, sizeof(marker), "%s.merging", d.layer[i].name);
 		(void)unlink(fuzz_path(marker));
+		snprintf(marker, sizeof(marker), "%s.absorbed", d.layer[i].name);
+		(void)unlink(fuzz_path(marker));
 		for (unsigned n = 0; n < MAX_SIZE / 512; n++)
 			now.own[n] |= from == 0 || d.layer[i].own[n];
 	}

@@ -150,11 +150,13 @@ class Scene:
         left = sorted(n for n in os.listdir('work') if not (n[0] == '.' and n.endswith('.tmp')))
         known = ['base.vhd', 'leaf.avhd', 'root.vhd']
         if not self.delete:
-            known += self.layers + [n + '.merging' for n in self.layers]
+            known += self.layers + [n + '.merging' for n in self.layers] + ['base.vhd.absorbed']
         if [n for n in left if n not in known]:
             fail('left behind: %s' % left)
         if self.delete == ('leaf.avhd' in left):
             fail('the child is %s' % ('still there' if self.delete else 'gone'))
+        if not self.delete and 'base.vhd.absorbed' not in left:
+            fail('nothing says that the child was merged')
         if self.kind == 'middle':
             same = open('work/root.vhd', 'rb').read() == open('before/root.vhd', 'rb').read()
             if not same:
