@@ -166,7 +166,7 @@ void stream_write_abort(struct stream_writer *w, const struct img_err *why);
 void stream_writer_free(struct stream_writer *w);
 
 /* The most bytes that a stream with this BEGIN has, from what it plans. */
-uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint);
+uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint, bool rest);
 
 /* One record as it stands in the stream. */
 struct stream_record {

@@ -484,7 +484,7 @@ void stream_write_abort(struct stream_writer *w, const struct img_err *why)
 			   &ignored);
 }
 
-uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint)
+uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint, bool rest)
 {
 	static const char any[IMG_SUM_STR] = "00000000000000000000000000000000";
 	struct stream_begin most = *begin;
@@ -498,7 +498,8 @@ uint64_t stream_bound(const struct stream_begin *begin, uint64_t checkpoint)
 	/* It may come to be known before the stream begins. */
 	if (begin->kind != STREAM_WHOLE)
 		memcpy(most.base_sum, any, sizeof(any));
-	n += STREAM_PREAMBLE + STREAM_HEADER + stream_begin_put(buf, &most);
+	n += STREAM_PREAMBLE + STREAM_HEADER;
+	n += rest ? stream_continue_put(buf, &most, &m) : stream_begin_put(buf, &most);
 	n += STREAM_HEADER + stream_end_put(buf, &m);
 	return n + n / (checkpoint ? checkpoint : STREAM_CHECKPOINT_BYTES) * (mark + STREAM_HEADER);
 }

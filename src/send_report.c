@@ -34,7 +34,8 @@ static void print_counts(const char *how, uint64_t bytes, uint64_t records, uint
 static int report_planned(const struct send *s)
 {
 	const struct stream_begin *b = &s->begin;
-	const uint64_t bytes = stream_bound(b, s->to.checkpoint), records = b->planned_records + 2;
+	const uint64_t bytes = stream_bound(b, s->to.checkpoint, s->resume);
+	const uint64_t records = b->planned_records + 2;
 
 	if (s->json)
 		printf("{\"version\":1,\"exact\":false,\"kind\":\"%s\",\"size\":%" PRIu64
@@ -48,9 +49,16 @@ static int report_planned(const struct send *s)
 
 static int report_counted(const struct send *s, struct img_err *err)
 {
+	const struct stream_mark *m = &s->token.mark;
 	struct stream_totals t = s->totals;
 	char *text;
 
+	/* Of the rest, which has CONTINUE where the start has BEGIN. */
+	if (s->resume) {
+		t.records = t.records - m->seq + 1;
+		t.data_bytes -= m->data_bytes;
+		t.zero_bytes -= m->zero_bytes;
+	}
 	t.wire_bytes = stream_write_sent(s->writer);
 	t.stream_sum[0] = '\0'; /* the real stream has another id */
 	if (!s->json) {

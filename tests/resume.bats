@@ -443,7 +443,13 @@ joined() {
 @test "a dry run tells what is left" {
 	send_cut 3500000 | vhd-recv --type=dynamic out || :
 	run --separate-stderr send --dry-run --json
-	[ "$(json .bytes)" -eq "$(send | wc -c)" ]
+	[ "$(json .bytes)" -eq "$(send | tee rest | wc -c)" ]
+	[ "$(json .data_bytes)" -eq $((5 << 20)) ]
+	# CONTINUE, five of DATA with four checkpoints between them, END
+	[ "$(json .records)" -eq 11 ]
+	run --separate-stderr send --dry-run=map --json
+	[ "$(json .bytes)" -ge "$(stat -c %s rest)" ]
+	[ "$(json .data_bytes)" -eq $((5 << 20)) ]
 }
 
 @test "names that are too long to have more behind them" {
