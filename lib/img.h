@@ -341,6 +341,8 @@ struct img_sums *img_sums_begin_new(struct img_chain *made, const struct img_cha
 void img_sums_add(void *sums, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
 void img_sums_store(struct img_sums *s, struct img_chain *c);
 void img_sums_drop(struct img_sums *s);
+/* Whether the sum of what layer FROM shows can be told without reading it. */
+bool img_sums_known(struct img_chain *c, unsigned from);
 /* FILE.sums goes, durably, if it is one. REAL is the resolved name of FILE. */
 void img_sums_remove(const char *real);
 

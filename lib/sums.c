@@ -307,6 +307,16 @@ static int count_unknown(struct known *k, uint64_t limit, uint64_t *bytes, struc
 	return 0;
 }
 
+bool img_sums_known(struct img_chain *c, unsigned from)
+{
+	struct known *k = known_open(c, from);
+	uint64_t bytes;
+	bool yes = k && count_unknown(k, 0, &bytes, NULL) == 0 && bytes == 0;
+
+	known_close(k);
+	return yes;
+}
+
 struct summing {
 	struct img_chain *c;
 	const struct img_sum_how *how;

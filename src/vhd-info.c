@@ -85,7 +85,13 @@ static void json_parent(const struct img_chain *c, unsigned layer)
 	putchar('}');
 }
 
-static void json_layer(const struct job *j, const struct img_chain *c, unsigned layer)
+/* Of a child alone nobody could tell. */
+static bool sums_told(const struct img_chain *c, unsigned layer)
+{
+	return !img_layer_info(c, layer)->has_parent || layer + 1 < img_layers(c);
+}
+
+static void json_layer(const struct job *j, struct img_chain *c, unsigned layer)
 {
 	const struct img_info *i = img_layer_info(c, layer);
 	char uuid[IMG_UUID_STR] = "", when[32], version[16] = "";
@@ -110,10 +116,13 @@ static void json_layer(const struct job *j, const struct img_chain *c, unsigned 
 	       i->hidden ? "true" : "false");
 	json_parent(c, layer);
 	json_or_null("warning", i->warning);
+	printf(",\"sums_known\":%s", !sums_told(c, layer)	? "null" :
+				       img_sums_known(c, layer) ? "true" :
+								  "false");
 	printf(",\"unlocked\":%s", j->common.open.unlocked ? "true" : "false");
 }
 
-static void text_layer(const struct job *j, const struct img_chain *c, unsigned layer)
+static void text_layer(const struct job *j, struct img_chain *c, unsigned layer)
 {
 	const struct img_info *i = img_layer_info(c, layer);
 	char uuid[IMG_UUID_STR], when[32], size[32], file_size[32], allocated[32];
@@ -149,6 +158,8 @@ static void text_layer(const struct job *j, const struct img_chain *c, unsigned 
 		puts("  saved state a saved machine depends on this disk");
 	if (i->hidden)
 		puts("  hidden      only a parent (XenServer)");
+	if (sums_told(c, layer) && img_sums_known(c, layer))
+		puts("  sums        known: its content sum is told without reading it");
 	if (i->warning) {
 		fputs("  warning     ", stdout);
 		cli_print_text(stdout, i->warning, "");

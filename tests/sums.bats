@@ -788,3 +788,18 @@ takes_delta() {
 	assert_status 0
 	[ -z "$stderr" ]
 }
+
+@test "vhd-info tells whether the sums are known" {
+	big base.vhd
+	[ "$(vhd-info --json base.vhd | jq '.files[0].sums_known')" = false ]
+	vhd-sum base.vhd
+	[ "$(vhd-info --json base.vhd | jq '.files[0].sums_known')" = true ]
+	vhd-info base.vhd | grep '^  sums  *known'
+	vhd-snap -q --output=leaf.avhd base.vhd
+	[ "$(vhd-info --json leaf.avhd | jq '.files[0].sums_known')" = null ]
+	[ "$(vhd-info --json --chain leaf.avhd | jq -c '[.files[0].chain[].sums_known]')" = "[true,true]" ]
+	writes leaf.avhd --fill=3:4K --seed=2
+	[ "$(vhd-info --json --chain leaf.avhd | jq -c '[.files[0].chain[].sums_known]')" = "[false,true]" ]
+	run vhd-info leaf.avhd
+	[[ $output != *"sums "* ]]
+}
