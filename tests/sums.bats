@@ -662,7 +662,7 @@ hostile() {
 		[ $status -ne 0 ] || break
 		vhd-merge leaf.avhd >/dev/null
 		right base.vhd
-		rm -f ./*.sums
+		rm -f ./*.sums ./*.absorbed
 	done
 	[ "$n" -gt 8 ] && [ "$n" -lt 60 ] || fail "$n calls"
 }
