@@ -29,3 +29,14 @@ on_terminal() {
 	need script
 	script -qec "$1" /dev/null </dev/null
 }
+
+# chain [DIR]: base.vhd and its child child.avhd there; base.raw and disk.raw are what they hold.
+chain() {
+	mkdir -p "${1:-.}"
+	(
+		cd "${1:-.}" || exit
+		model make base.vhd --size=8M --fill=30:4K --raw=base.raw
+		cp base.raw disk.raw
+		model make child.avhd --parent=base.vhd --fill=30:4K --seed=7 --raw=disk.raw
+	)
+}

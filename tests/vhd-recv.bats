@@ -8,16 +8,6 @@ setup() {
 	workdir
 }
 
-chain() {
-	mkdir src
-	(
-		cd src || exit
-		model make base.vhd --size=8M --fill=30:4K --raw=base.raw
-		cp base.raw disk.raw
-		model make child.avhd --parent=base.vhd --fill=30:4K --seed=7 --raw=disk.raw
-	)
-}
-
 uuid_of() {
 	field "$1" foot.uid | grep -x '[0-9a-f]\{32\}'
 }
@@ -54,7 +44,7 @@ not_accepted() {
 }
 
 @test "a whole chain becomes one dynamic disk" {
-	chain
+	chain src
 	vhd-send src/child.avhd | vhd-recv copy.vhd
 	is_raw copy.vhd src/disk.raw
 	[ "$(field copy.vhd foot.type)" = 3 ]
@@ -95,7 +85,7 @@ not_accepted() {
 }
 
 @test "an increment becomes a child of the base here" {
-	chain
+	chain src
 	mkdir dst
 	vhd-send src/base.vhd | vhd-recv dst/base.vhd
 	vhd-send --from=src/base.vhd src/child.avhd | vhd-recv --parent=dst/base.vhd dst/child.avhd
@@ -107,7 +97,7 @@ not_accepted() {
 }
 
 @test "an increment in another folder than its parent, under other names" {
-	chain
+	chain src
 	mkdir 'a b' $'c\nd'
 	vhd-send src/base.vhd | vhd-recv 'a b/ü base'
 	vhd-send --from=src/base.vhd src/child.avhd |
@@ -120,7 +110,7 @@ not_accepted() {
 }
 
 @test "an increment over two layers, and one on the other" {
-	chain
+	chain src
 	(
 		cd src || exit
 		cp disk.raw mid.raw
@@ -224,7 +214,7 @@ qemu_sha() {
 }
 
 @test "sender and receiver agree in their receipts" {
-	chain
+	chain src
 	vhd-send --receipt=sent src/child.avhd | vhd-recv --quiet --receipt=got copy.vhd >printed
 	cmp got printed
 	local k
@@ -239,7 +229,7 @@ qemu_sha() {
 }
 
 @test "through a file, a FIFO, and compressed" {
-	chain
+	chain src
 	vhd-send src/base.vhd >s
 	vhd-recv a.vhd <s
 	mkfifo f
@@ -250,7 +240,7 @@ qemu_sha() {
 }
 
 @test "a slow stream in small pieces" {
-	chain
+	chain src
 	vhd-send src/base.vhd | "$python" -c '
 import sys
 while True:
@@ -324,7 +314,7 @@ while True:
 }
 
 @test "flipped bits and cuts of a compressed increment are refused" {
-	chain
+	chain src
 	vhd-send --compress --from=src/base.vhd src/child.avhd >s
 	"$python" - <<-'END'
 		import os, random, subprocess
@@ -356,7 +346,7 @@ while True:
 }
 
 @test "records that are lost, exchanged, repeated or changed are refused" {
-	chain
+	chain src
 	rm src/*.raw
 	vhd-send src/base.vhd >good
 	dump good >/dev/null
@@ -385,7 +375,7 @@ while True:
 }
 
 @test "the same edits of an increment are refused" {
-	chain
+	chain src
 	vhd-send --from=src/base.vhd src/child.avhd >good
 	local last e
 	last=$(($(dump --records good | wc -l) - 1))
@@ -400,7 +390,7 @@ while True:
 }
 
 @test "a record of another stream of the same disk is refused" {
-	chain
+	chain src
 	vhd-send src/base.vhd >a
 	vhd-send src/base.vhd >b
 	# The same positions, the same records: only the stream's id is another.
@@ -412,7 +402,7 @@ while True:
 }
 
 @test "an increment needs its base, a whole disk has none" {
-	chain
+	chain src
 	vhd-send --from=src/base.vhd src/child.avhd >inc
 	vhd-send src/base.vhd >whole
 	run --separate-stderr vhd-recv out <inc
@@ -428,7 +418,7 @@ while True:
 }
 
 @test "another disk is not the base" {
-	chain
+	chain src
 	vhd-send --from=src/base.vhd src/child.avhd >inc
 	model make other.vhd --size=8M --fill=30:4K --seed=50
 	run --separate-stderr vhd-recv --parent=other.vhd out <inc
@@ -440,7 +430,7 @@ while True:
 }
 
 @test "a base of another size is refused" {
-	chain
+	chain src
 	vhd-send --from=src/base.vhd src/child.avhd >inc
 	model make other.vhd --size=9M --uuid="$(uuid_of src/base.vhd)"
 	run --separate-stderr vhd-recv --parent=other.vhd out <inc
@@ -450,7 +440,7 @@ while True:
 }
 
 @test "a base that was changed since is refused, if asked" {
-	chain
+	chain src
 	vhd-send --verify-base --from=src/base.vhd src/child.avhd >inc
 	mkdir dst
 	cp src/base.vhd dst
@@ -485,7 +475,7 @@ while True:
 @test "a name that FILE cannot have is refused before the first byte" {
 	local long
 	long=$(printf '%0256d' 7)
-	chain
+	chain src
 	vhd-send src/base.vhd >s
 	refused 73 vhd-recv gone/out <s
 	[[ $stderr = *"gone/out: cannot create: No such file"* ]]
@@ -498,7 +488,7 @@ while True:
 }
 
 @test "the base cannot be replaced by its own child" {
-	chain
+	chain src
 	vhd-send --from=src/base.vhd src/child.avhd >inc
 	ln -s src/base.vhd link
 	local f
@@ -530,7 +520,7 @@ while True:
 }
 
 @test "no receipt takes the place of a disk" {
-	chain
+	chain src
 	vhd-send --from=src/base.vhd src/child.avhd >s
 	sha src/base.vhd src/child.avhd >before
 	refused 64 vhd-send --force --receipt=src/base.vhd src/child.avhd
@@ -589,7 +579,7 @@ while True:
 }
 
 @test "without threads it goes as well" {
-	chain
+	chain src
 	local n
 	vhd-send src/base.vhd >whole
 	vhd-send --compress --from=src/base.vhd src/child.avhd >inc
@@ -611,7 +601,7 @@ while True:
 }
 
 @test "--verify finds what the storage changed" {
-	chain
+	chain src
 	vhd-send --from=src/base.vhd src/child.avhd >inc
 	vhd-send src/base.vhd >whole
 	run --separate-stderr faulty FAULT_FLIP=3 vhd-recv --verify out <whole
@@ -732,7 +722,7 @@ while True:
 }
 
 @test "random damage never crashes it" {
-	chain
+	chain src
 	vhd-send src/child.avhd >s
 	"$python" - <<-'END'
 		import random, subprocess

@@ -8,10 +8,19 @@ setup() {
 	workdir
 }
 
-chain() {
-	model make base.vhd --size=8M --fill=30:4K --raw=base.raw
-	cp base.raw disk.raw
-	model make child.avhd --parent=base.vhd --fill=30:4K --seed=7 --raw=disk.raw
+# signal_ends OPTION…: a sender whose reader hangs.
+signal_ends() {
+	mkfifo pipe
+	sleep 30 <pipe 3>&- &
+	local sleeper=$!
+	vhd-send --raw "$@" disk.raw >pipe 3>&- &
+	local sender=$! status=0
+	sleep 0.5
+	kill -TERM $sender
+	timeout 10 tail --pid=$sender -f /dev/null
+	wait $sender || status=$?
+	kill $sleeper
+	[ $status -eq 75 ]
 }
 
 # holds STREAM RAW [OPTION]…: the independent reader finds nothing wrong and makes RAW of it.
@@ -234,17 +243,7 @@ mixed() {
 	need zstd
 	seq 1 4000000 >disk.raw
 	truncate -s 64M disk.raw
-	mkfifo pipe
-	sleep 30 <pipe 3>&- &
-	local sleeper=$!
-	vhd-send --raw --compress=9 --threads=4 --rate-limit=10K disk.raw >pipe 3>&- &
-	local sender=$! status=0
-	sleep 0.5
-	kill -TERM $sender
-	timeout 10 tail --pid=$sender -f /dev/null
-	wait $sender || status=$?
-	kill $sleeper
-	[ $status -eq 75 ]
+	signal_ends --compress=9 --threads=4 --rate-limit=10K
 }
 
 @test "a rate limit holds" {
@@ -374,17 +373,7 @@ mixed() {
 
 @test "a signal ends it, although the reader hangs" {
 	head -c 8M /dev/urandom >disk.raw
-	mkfifo pipe
-	sleep 30 <pipe 3>&- &
-	local sleeper=$!
-	vhd-send --raw disk.raw >pipe 3>&- &
-	local sender=$! status=0
-	sleep 0.5
-	kill -TERM $sender
-	timeout 10 tail --pid=$sender -f /dev/null
-	wait $sender || status=$?
-	kill $sleeper
-	[ $status -eq 75 ]
+	signal_ends
 }
 
 @test "odd names" {
