@@ -17,6 +17,7 @@
 
 struct io_file {
 	int fd;		/* -1 while closed */
+	int direct;	/* the same file past the page cache, see io_direct(); -1: none */
 	char *path;	/* as given; for messages. Owned */
 	char *real;	/* resolved; the file itself. Owned */
 	bool writable;
@@ -68,6 +69,13 @@ int io_read_upto(struct io_file *f, void *buf, size_t len, uint64_t off, size_t 
 		 struct img_err *err);
 
 int io_write(struct io_file *f, const void *buf, size_t len, uint64_t off, struct img_err *err);
+
+/*
+ * From now on large writes of whole pages go past the page cache, where the file system can. What
+ * will not be read again soon would push out what others have there, and costs a copy more.
+ * Barriers and everything else stay as they are.
+ */
+void io_direct(struct io_file *f);
 
 /* Makes LEN bytes at OFF read as zeros, without dense writing where the file system can. The range may lie
  * beyond the end: then the file grows. */
