@@ -370,6 +370,8 @@ static int new_begin(struct img_new **out, const char *path, const struct img_cr
 		img_layer_close(l);
 		return -1;
 	}
+	if (opts->direct)
+		io_direct(&l->file);
 	n->force = opts->force;
 	n->named = opts->partial;
 	n->chain.layer[0] = l;

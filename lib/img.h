@@ -155,6 +155,7 @@ struct img_create {
 	const uint8_t *uuid;	/* NULL: a new random one */
 	const char *creator;	/* 4 letters; NULL: "win " (vhd-format §3) */
 	bool force;		/* replace an existing file */
+	bool direct;		/* large data past the page cache (io_direct) */
 	const char *partial;	/* its name, with mode 0600, until it is finished; NULL: a random one */
 	/* differencing only */
 	const char *parent_path; /* recorded in the locators */

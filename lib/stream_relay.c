@@ -16,7 +16,7 @@
 
 enum {
 	RING = 3, /* batches: what is lost with the receiver is sent again */
-	ROOM = STREAM_PIECE,
+	ROOM = 4 * STREAM_PIECE, /* as much goes to the disk at once */
 	EVENTS = 512,
 };
 
@@ -34,6 +34,7 @@ struct batch {
 	size_t cap, used;
 	unsigned n;
 	struct event event[EVENTS];
+	struct event *data; /* may grow: behind it are only sums */
 	bool marked; /* behind the events */
 	struct stream_mark mark;
 };
@@ -80,6 +81,7 @@ static void reset(struct batch *b)
 		b->cap = 0;
 	}
 	b->used = b->n = 0;
+	b->data = NULL;
 	b->marked = false;
 }
 
@@ -242,6 +244,8 @@ static int add(struct stream_relay *r, const struct event *e, struct img_err *er
 
 	if (!b)
 		return -1;
+	if (e->kind != CHUNKS)
+		b->data = e->kind == DATA ? &b->event[b->n] : NULL;
 	b->event[b->n++] = *e;
 	return 0;
 }
@@ -250,8 +254,14 @@ int stream_relay_data(struct stream_relay *r, uint64_t off, const uint8_t *buf, 
 		      struct img_err *err)
 {
 	struct event e = {.kind = DATA, .off = off, .len = len, .buf = buf};
+	struct batch *b = &r->ring[r->filled % RING];
 
-	r->ring[r->filled % RING].used += len;
+	b->used += len;
+	/* Fewer and larger writes. */
+	if (b->data && b->data->off + b->data->len == off && b->data->buf + b->data->len == buf) {
+		b->data->len += len;
+		return 0;
+	}
 	return add(r, &e, err);
 }
 

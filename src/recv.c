@@ -33,6 +33,8 @@ static int prepare(struct recv *r, const struct stream_begin *begin, struct img_
 	r->begin = *begin;
 	if (recv_fits(r, err))
 		return -1;
+	/* An increment will be merged soon, and is read for that. */
+	r->create.direct = begin->kind == STREAM_WHOLE;
 	cli_progress_start(&r->progress, &r->common, r->file);
 	return 0;
 }

@@ -750,3 +750,40 @@ while True:
 	refused 64 vhd-recv --verify-base a <s
 	nothing_left s
 }
+
+# The sizes of the writes past the page cache.
+direct_writes() {
+	fd=$(sed -n 's/.*openat.*O_DIRECT[,|].* = \([0-9][0-9]*\)$/\1/p' calls | head -n 1)
+	[ -z "$fd" ] || sed -n "s/.*pwrite64($fd, \"\"[.]*, \([0-9][0-9]*\),.*/\1/p" calls
+}
+
+@test "a whole disk goes past the page cache, in large writes; an increment does not" {
+	need strace
+	chain
+	head -c 12M /dev/urandom >disk.raw
+	export ASAN_OPTIONS=detect_leaks=0
+	vhd-send --raw disk.raw | strace -f -s 0 -o calls -e trace=openat,pwrite64 vhd-recv --type=raw raw
+	cmp raw disk.raw
+	grep -q 'openat.*O_DIRECT.*= [0-9]' calls || skip "the file system has no O_DIRECT"
+	[ "$(direct_writes | xargs)" = "4194304 4194304 4194304" ] || fail "$(cat calls)"
+	vhd-send --raw disk.raw | strace -f -s 0 -o calls -e trace=openat,pwrite64 vhd-recv --type=dynamic d.vhd
+	[ "$(direct_writes | xargs)" = "$(printf '2097152 %.0s' 1 2 3 4 5 6 | xargs)" ] || fail "$(cat calls)"
+	[ "$(vhd-sum d.vhd | cut -c 1-32)" = "$(vhd-sum raw | cut -c 1-32)" ]
+	vhd-send --from=base.vhd child.avhd |
+		strace -f -s 0 -o calls -e trace=openat,pwrite64 vhd-recv --parent=base.vhd copy.avhd
+	[ -z "$(direct_writes)" ] || fail "$(cat calls)"
+}
+
+@test "a file system that takes no writes past the page cache gets the others" {
+	need strace
+	head -c 16M /dev/urandom >disk.raw
+	export ASAN_OPTIONS=detect_leaks=0
+	# The third of a thread: only the one that writes the data makes so many.
+	vhd-send --raw disk.raw |
+		strace -f -s 0 -o calls -e trace=openat,pwrite64 -e inject=pwrite64:error=EINVAL:when=3 vhd-recv --type=raw raw
+	cmp raw disk.raw
+	grep -q 'openat.*O_DIRECT.*= [0-9]' calls || skip "the file system has no O_DIRECT"
+	[ "$(direct_writes | xargs)" = "4194304 4194304 4194304" ] || fail "$(cat calls)"
+	[ "$(grep -c 'pwrite64(.* 4194304, ' calls)" -eq 5 ]
+	grep -q 'EINVAL.*INJECTED' calls
+}
