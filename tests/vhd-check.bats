@@ -1401,6 +1401,17 @@ cut_short() {
 	assert_status 65
 }
 
+@test "absorbed, parent-written, absorbed-damaged: a child that was merged and is still there" {
+	model make base.vhd --size=4M --fill=2:4K
+	model make disk.vhd --parent=base.vhd --fill=2:4K --seed=2
+	vhd-merge -q disk.vhd
+	found absorbed note
+	touch base.vhd
+	found parent-written warning
+	echo mine >base.vhd.absorbed
+	found absorbed-damaged warning
+}
+
 @test "every identifier stands in the page and is tested here" {
 	for id in $(grep -oE '"[a-z-]+", IMG_' "$top/lib/vhd_faults.c" | cut -d'"' -f2); do
 		grep -q "^\.It Cm $id Pq" "$top/man/vhd-check.1" || fail "$id is not in the page"
