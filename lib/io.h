@@ -73,7 +73,7 @@ int io_write(struct io_file *f, const void *buf, size_t len, uint64_t off, struc
 /*
  * From now on large writes of whole pages go past the page cache, where the file system can. What
  * will not be read again soon would push out what others have there, and costs a copy more.
- * Barriers and everything else stay as they are.
+ * Barriers and everything else stay as they are. Only one thread may write to F then.
  */
 void io_direct(struct io_file *f);
 
