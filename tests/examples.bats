@@ -257,7 +257,7 @@ same() { # FILE FILE, of the hosts: as their guests see them
 	sed -n p "$scene/script"
 	at_a "uuid=$uuid; $(cat "$scene/script")"
 	[ "$(scene_state a '[.disks[].leaf] | map(select(endswith("avhd"))) | length')" = 2 ]
-	at_a 'hv-qemu -q stop -f guest; ln -s disk.vhd vda; nbdkit -U vda.nbd "$QSM_PLUGIN" file=vda control=vda.ctl; sleep 0.5'
+	at_a 'hv-qemu -q stop -f guest; ln -s disk.vhd vda; nbdkit -U vda.nbd "$QSM_PLUGIN" file=vda control=vda.ctl; until [ -S vda.ctl ]; do sleep 0.1; done'
 	example vhd-snap.1 3 | sed '$d' >"$scene/script"
 	at_a "$(cat "$scene/script"); echo \"\$child\" >child"
 	same "$scene/a/srv/disk.vhd" "$scene/b/root/copy.vhd"
@@ -379,7 +379,7 @@ $(cat "$scene/script")"
 	mkdir "$scene/b/srv/backup" "$scene/a/srv/web2"
 	at_a 'vhd-snap -q --output=monday.avhd d.vhd; vhd-send d.vhd | vhd-recv -q /srv/d2.vhd' >/dev/null
 	at_a 'vhd-send monday.avhd | ssh backup vhd-recv -q /srv/backup/monday.avhd; ln -s monday.avhd vda
-		nbdkit -U vda.nbd "$QSM_PLUGIN" file=vda control=vda.ctl; sleep 0.5' >/dev/null
+		nbdkit -U vda.nbd "$QSM_PLUGIN" file=vda control=vda.ctl; until [ -S vda.ctl ]; do sleep 0.1; done' >/dev/null
 	example qsm.7 5 | sed -n 1p >"$scene/script"
 	at_a "$(cat "$scene/script"); [ -f \"\$new\" ]; pkill -x nbdkit; sleep 1; mv \"\$new\" tuesday.avhd"
 	at_a "$(example qsm.7 5 | sed 1d)"

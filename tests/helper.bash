@@ -70,3 +70,20 @@ wait_for() {
 		sleep 0.05
 	done
 }
+
+# qemu_opens [OPTION]… FILE: qemu-io has FILE open until descriptor 7 is closed. It tells itself that it
+# has: a tool that tries the lock takes it for a moment, and if QEMU comes in that moment it is refused.
+qemu_opens() {
+	mkfifo qemu.in
+	stdbuf -oL qemu-io "$@" <qemu.in >qemu.out 3>&- &
+	exec 7>qemu.in
+	echo 'read 0 512' >&7
+	wait_for 10 grep -q 'read 512/512' qemu.out
+}
+
+# catches_term PID: the program has begun and ends in its own way at SIGTERM (bit 14 of the mask).
+catches_term() {
+	local mask
+	mask=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status")
+	[ $((0x$mask & 0x4000)) -ne 0 ]
+}

@@ -87,11 +87,7 @@ mkchain() {
 @test "a disk that QEMU has open for writing is locked for us" {
 	need qemu-io
 	vhd-create --size=1M disk.vhd
-	mkfifo in
-	qemu-io -f vpc disk.vhd <in >/dev/null 3>&- &
-	exec 7>in
-	echo 'write 0 512' >&7
-	wait_for 5 eval '! vhd-info disk.vhd >/dev/null 2>&1'
+	qemu_opens -f vpc disk.vhd
 	refused 75 vhd-sum disk.vhd
 	refused 75 vhd-create --force --size=1M disk.vhd
 	refused 75 vhd-snap disk.vhd
@@ -104,10 +100,7 @@ mkchain() {
 	need qemu-io
 	model make base.vhd --size=1M
 	model make leaf.avhd --parent=base.vhd --fill=3:4K
-	mkfifo in
-	qemu-io -r -f vpc base.vhd <in >/dev/null 3>&- &
-	exec 7>in
-	sleep 0.3
+	qemu_opens -r -f vpc base.vhd
 	vhd-sum base.vhd
 	unchanged base.vhd leaf.avhd -- vhd-merge leaf.avhd
 	exec 7>&-

@@ -219,12 +219,11 @@ model_run() {
 
 @test "we see QEMU's lock" {
 	vhd-create --size=8M "$d/leaf"
-	coproc qemu { exec qemu-io -f raw "$d/leaf" 3>&- 2>&1; }
-	wait_for 10 sh -c "grep -qs OFDLCK /proc/$qemu_PID/fdinfo/*"
+	qemu_opens -f raw "$d/leaf"
 	run_refused file="$d/leaf"
 	assert_output_has lock
-	echo quit >&"${qemu[1]}"
-	wait "$qemu_PID" || :
+	exec 7>&-
+	wait $!
 	serve a file="$d/leaf"
 }
 

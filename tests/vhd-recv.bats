@@ -639,7 +639,7 @@ while True:
 	local sender=$!
 	vhd-recv out <pipe 3>&- &
 	local receiver=$! status=0
-	sleep 0.5
+	wait_for 10 catches_term $receiver
 	kill -TERM $receiver
 	timeout 10 tail --pid=$receiver -f /dev/null
 	wait $receiver || status=$?

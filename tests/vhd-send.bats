@@ -15,7 +15,7 @@ signal_ends() {
 	local sleeper=$!
 	vhd-send --raw "$@" disk.raw >pipe 3>&- &
 	local sender=$! status=0
-	sleep 0.5
+	wait_for 10 catches_term $sender
 	kill -TERM $sender
 	timeout 10 tail --pid=$sender -f /dev/null
 	wait $sender || status=$?
