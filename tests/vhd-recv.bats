@@ -239,6 +239,18 @@ qemu_sha() {
 	is_raw b.vhd src/base.raw
 }
 
+@test "through what people put into a pipe" {
+	local between
+	chain src
+	for between in "tee copy" "pv -q" "pv -q -L 20m" "mbuffer -q -m 1M" "zstd -q -T2 | zstd -dcq" \
+		"dd bs=333 status=none" "xz -0 | xz -dc"; do
+		need "${between%% *}"
+		vhd-send src/base.vhd | eval "$between" | vhd-recv --force out.vhd || fail "$between"
+		is_raw out.vhd src/base.raw || fail "$between"
+	done
+	vhd-stream verify copy
+}
+
 @test "a slow stream in small pieces" {
 	chain src
 	vhd-send src/base.vhd | "$python" -c '
