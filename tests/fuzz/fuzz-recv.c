@@ -4,10 +4,10 @@
  * vhd-recv does it, and the model (stream-model.c) says whether it may be and what the disk then
  * shows. Cut somewhere and gone on with from a checkpoint, the answer must be the same.
  *
- * Input: a byte of mode. 0: the rest is a token. Else a byte for what becomes of it, one for the
+ * Input: a byte of modes. 0: the rest is a token. Else a byte for what becomes of it, one for the
  * checkpoint where it is cut (0: it is not), one for the place of the cut, two for a place in the
- * rest, one for what is changed there, one for how that is sealed; then the stream. The mutator
- * knows what a stream is made of.
+ * rest (the first also for the call at which the disk fails), one for what is changed there, one
+ * for how that is sealed; then the stream. The mutator knows what a stream is made of.
  */
 #include "config.h"
 
@@ -19,11 +19,10 @@
 
 #include "bytes.h"
 #include "fuzz.h"
-#include "stream-model.h"
+#include "fuzz-recv.h"
 #include "stream-mutate.h"
-#include "stream_impl.h"
 
-enum { HEAD = 8, MAX_STREAM = 1 << 16, MAX_CHUNKS = 64 };
+enum { MAX_CHUNKS = 64 };
 
 static struct model model, whole;
 
@@ -34,10 +33,12 @@ struct chunks {
 
 struct recv {
 	enum img_type type; /* wished, of whole disks */
-	bool apart;	    /* the visitor has a thread */
+	bool direct;
+	bool apart;	       /* the visitor has a thread */
+	unsigned fails, calls; /* the number of the call that fails, from 1; of those made */
 	struct img_create create;
 	struct stream_begin begin;
-	bool begun, resumed, too_large;
+	bool begun, resumed, too_large, failed;
 	struct img_new *new;
 	uint8_t uuid[16];
 	uint64_t pos;
@@ -51,19 +52,18 @@ struct recv {
 	unsigned mark_chunks;
 };
 
-static void make_base(struct recv *r)
+void recv_make_base(const char *path, const uint8_t uuid[16], uint64_t size)
 {
 	static const uint8_t raw[16];
 	static uint8_t disk[MODEL_DISK];
 	struct img_err err = {0};
-	struct img_create o = {
-		.size = r->begin.base_size, .force = true, .uuid = r->begin.base_uuid};
+	struct img_create o = {.size = size, .force = true, .uuid = uuid};
 	struct img_new *n;
 
-	o.type = memcmp(r->begin.base_uuid, raw, 16) ? IMG_DYNAMIC : IMG_RAW;
-	model_base(disk, o.size);
-	if (img_create_begin(&n, r->base, &o, &err) ||
-	    img_write(img_new_chain(n), disk, 0, o.size, false, &err) || img_create_finish(n, &err))
+	o.type = memcmp(uuid, raw, 16) ? IMG_DYNAMIC : IMG_RAW;
+	model_base(disk, size);
+	if (img_create_begin(&n, path, &o, &err) ||
+	    img_write(img_new_chain(n), disk, 0, size, false, &err) || img_create_finish(n, &err))
 		fuzz_die(&err, "no base");
 }
 
@@ -78,7 +78,8 @@ static int on_begin(void *ctx, const struct stream_begin *b, struct img_err *err
 	r->too_large = b->size > MODEL_DISK || b->base_size > MODEL_DISK;
 	if (r->too_large)
 		return img_err_set(err, IMG_DATA, "too large for this test");
-	r->create = (struct img_create){.type = r->type, .size = b->size, .uuid = r->uuid};
+	r->create = (struct img_create){
+		.type = r->type, .size = b->size, .uuid = r->uuid, .direct = r->direct};
 	r->create.partial = r->partial;
 	if (b->kind != STREAM_WHOLE) {
 		r->create.type = IMG_DIFFERENCING;
@@ -97,7 +98,7 @@ static int on_begin(void *ctx, const struct stream_begin *b, struct img_err *err
 		return img_err_set(err, IMG_DATA, "no differencing disk can be that");
 	}
 	if (b->kind != STREAM_WHOLE)
-		make_base(r);
+		recv_make_base(r->base, r->begin.base_uuid, b->base_size);
 	return img_create_begin(&r->new, r->path, &r->create, err);
 }
 
@@ -128,11 +129,23 @@ static void range(struct recv *r, uint64_t off, uint64_t len)
 	r->pos = off + len;
 }
 
+/* Nothing comes behind what has failed. */
+static int fails(struct recv *r, struct img_err *err)
+{
+	if (r->fails && r->calls >= r->fails)
+		fuzz_die(NULL, "visited again after a failure");
+	if (++r->calls != r->fails)
+		return 0;
+	return img_err_set(err, IMG_CANTCREAT, "the disk has failed");
+}
+
 static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct img_err *err)
 {
 	struct recv *r = ctx;
 
 	range(r, off, len);
+	if (fails(r, err))
+		return -1;
 	if (img_write(img_new_chain(r->new), buf, off, len, false, err))
 		fuzz_die(err, "the image does not take what the stream may hold");
 	return 0;
@@ -143,6 +156,8 @@ static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 	struct recv *r = ctx;
 
 	range(r, off, len);
+	if (fails(r, err))
+		return -1;
 	if (r->create.type == IMG_DIFFERENCING &&
 	    img_zero(img_new_chain(r->new), off, len, false, err))
 		fuzz_die(err, "the image does not take zeros");
@@ -166,6 +181,8 @@ static int on_mark(void *ctx, const struct stream_mark *m, struct img_err *err)
 	if (m->off < r->pos || m->off > r->begin.size ||
 	    (m->off % STREAM_PIECE && m->off != r->begin.size))
 		fuzz_die(NULL, "a mark at %llu", (unsigned long long)m->off);
+	if (fails(r, err))
+		return -1;
 	if (++r->marks != r->keep || r->resumed)
 		return 0;
 	r->mark = *m;
@@ -195,6 +212,9 @@ static int receive(struct recv *r, const uint8_t *p, size_t n, bool keep)
 	close(from.fd);
 	if (rc && (!err.code || !err.msg[0]))
 		fuzz_die(NULL, "refused without a word");
+	r->failed = r->fails && r->calls == r->fails;
+	if (r->failed && (!rc || strcmp(err.msg, "the disk has failed") != 0))
+		fuzz_die(&err, "that the disk has failed is lost");
 	if (getenv("FUZZ_VERBOSE"))
 		fprintf(stderr, "  %d %s\n", rc, rc ? err.msg : "accepted");
 	if (rc == 0 && totals.wire_bytes > n && !r->resumed)
@@ -211,14 +231,14 @@ static int receive(struct recv *r, const uint8_t *p, size_t n, bool keep)
 	return rc;
 }
 
-static void check_disk(struct recv *r, const struct model *m)
+void recv_check_disk(const char *path, bool raw, const struct model *m)
 {
 	static uint8_t disk[MODEL_DISK];
-	struct img_open o = {.raw = r->create.type == IMG_RAW};
+	struct img_open o = {.raw = raw};
 	struct img_err err = {0};
 	struct img_chain *c;
 
-	if (img_open(&c, r->path, &o, &err))
+	if (img_open(&c, path, &o, &err))
 		fuzz_die(&err, "what was received does not open");
 	if (img_size(c) != m->size)
 		fuzz_die(NULL, "another size");
@@ -229,35 +249,38 @@ static void check_disk(struct recv *r, const struct model *m)
 	img_close(c);
 }
 
-static void start(struct recv *r, uint8_t how)
+static void start(struct recv *r, const uint8_t *head)
 {
 	static const enum img_type types[] = {IMG_DYNAMIC, IMG_FIXED, IMG_RAW};
 
-	*r = (struct recv){.type = types[how % 3], .apart = how & 0x80};
+	*r = (struct recv){
+		.type = types[head[1] % 3], .apart = head[1] & 0x80, .direct = head[0] & DIRECT};
 	memset(r->uuid, 0x5a, 16);
 	snprintf(r->path, sizeof(r->path), "%s", fuzz_path("out"));
 	snprintf(r->partial, sizeof(r->partial), "%s", fuzz_path("partial"));
 	snprintf(r->base, sizeof(r->base), "%s", fuzz_path("base"));
 }
 
-static void in_one_piece(uint8_t how, const uint8_t *p, size_t n)
+static void in_one_piece(const uint8_t *p, size_t n, const uint8_t *head)
 {
 	struct recv r;
 	int rc;
 
-	start(&r, how);
+	start(&r, head);
+	if (head[0] & FAILS)
+		r.fails = 1 + head[4];
 	rc = receive(&r, p, n, false);
-	if (!r.too_large && !model.too_large && (rc == 0) != model.ok)
+	if (!r.too_large && !r.failed && !model.too_large && (rc == 0) != model.ok)
 		fuzz_die(NULL, "%s, but the page says: %s at %zu", rc ? "refused" : "accepted",
 			 model.ok ? "right" : model.why, model.at);
 	if (rc == 0)
-		check_disk(&r, &model);
+		recv_check_disk(r.path, r.create.type == IMG_RAW, &model);
 }
 
-static void seal_rest(const struct recv *r, uint8_t *p, size_t n, unsigned what)
+static void seal_rest(const struct stream_begin *begin, const struct stream_mark *m, uint8_t *p,
+		      size_t n, unsigned what)
 {
-	const struct stream_mark *m = &r->mark;
-	struct seal_at at = {.seed = stream_seed(r->begin.stream_id),
+	struct seal_at at = {.seed = stream_seed(begin->stream_id),
 			     .seq = m->seq,
 			     .pos = m->wire_bytes,
 			     .count = {m->data_records, m->zero_records, m->data_bytes,
@@ -267,39 +290,50 @@ static void seal_rest(const struct recv *r, uint8_t *p, size_t n, unsigned what)
 	stream_seal(p, n, at, what);
 }
 
-/* HEAD is the input's. The model likes the stream. */
+void recv_make_rest(struct rest *r, const struct stream_begin *begin,
+		    const struct stream_mark *mark, const uint8_t *p, size_t n, const uint8_t *head)
+{
+	size_t at = mark->wire_bytes, left = n - at;
+	uint8_t *behind;
+
+	r->len = stream_make_rest(begin, mark, p, n, r->p);
+	behind = r->p + r->len - left;
+	if (head[6]) {
+		behind[le16_get(head + 4) % left] ^= head[6];
+		seal_rest(begin, mark, behind, left, head[7]);
+	}
+	memcpy(r->joined, p, at);
+	memcpy(r->joined + at, behind, left);
+}
+
+size_t recv_cut(const struct model *m, unsigned i, const uint8_t *head)
+{
+	return m->mark[i] + (m->end_at - m->mark[i]) * head[3] / 255;
+}
+
+/* The model likes the stream. */
 static void in_two_pieces(const uint8_t *p, size_t n, const uint8_t *head)
 {
-	static uint8_t rest[MAX_STREAM + 4096], joined[MAX_STREAM];
-	size_t cut, len, left, at;
+	static struct rest rest;
 	struct recv r;
 	int rc;
 
-	start(&r, head[1]);
+	start(&r, head);
 	r.keep = 1 + (head[2] - 1u) % model.marks;
-	at = model.mark[r.keep - 1];
-	cut = at + (model.end_at - at) * head[3] / 255;
-	if (receive(&r, p, cut, true) == 0)
+	if (receive(&r, p, recv_cut(&model, r.keep - 1, head), true) == 0)
 		fuzz_die(NULL, "accepted without its end");
 	if (r.too_large)
 		return;
-	if (r.mark.wire_bytes != at)
-		fuzz_die(NULL, "no mark at byte %zu", at);
-	len = stream_make_rest(&r.begin, &r.mark, p, n, rest);
-	left = n - at;
-	if (head[6]) {
-		rest[len - left + le16_get(head + 4) % left] ^= head[6];
-		seal_rest(&r, rest + len - left, left, head[7]);
-	}
-	rc = receive(&r, rest, len, false);
-	memcpy(joined, p, at);
-	memcpy(joined + at, rest + len - left, left);
-	model_read(&whole, joined, n, true);
+	if (r.mark.wire_bytes != model.mark[r.keep - 1])
+		fuzz_die(NULL, "no mark at byte %zu", model.mark[r.keep - 1]);
+	recv_make_rest(&rest, &r.begin, &r.mark, p, n, head);
+	rc = receive(&r, rest.p, rest.len, false);
+	model_read(&whole, rest.joined, n, true);
 	if ((rc == 0) != whole.ok)
 		fuzz_die(NULL, "the rest is %s, but the page says: %s at %zu",
 			 rc ? "refused" : "accepted", whole.ok ? "right" : whole.why, whole.at);
 	if (rc == 0)
-		check_disk(&r, &whole);
+		recv_check_disk(r.path, r.create.type == IMG_RAW, &whole);
 }
 
 static void token(const uint8_t *data, size_t size)
@@ -331,7 +365,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	size -= HEAD;
 	fuzz_dir_clear();
 	model_read(&model, data + HEAD, size, false);
-	in_one_piece(head[1], data + HEAD, size);
+	if (head[0] & TOOL) {
+		recv_by_tool(data + HEAD, size, &model, head);
+		return 0;
+	}
+	in_one_piece(data + HEAD, size, head);
 	if (head[2] && model.ok && model.marks) {
 		fuzz_dir_clear();
 		in_two_pieces(data + HEAD, size, head);
@@ -363,7 +401,8 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max, unsigned 
 	if (!size || !data[0] || size < HEAD || seed % 16 > 3)
 		return mutate_stream(data, size, max, seed, NULL, 0);
 	/* The head alone: the same stream, treated in another way. */
-	data[1 + seed / 16 % (HEAD - 1)] = (uint8_t)(seed >> 16);
+	data[seed / 16 % HEAD] = (uint8_t)(seed >> 16);
+	data[0] |= 1;
 	return size;
 }
 

@@ -96,6 +96,32 @@ static bool fields_ok(struct state *s, unsigned record, const uint8_t *p, size_t
 	return true;
 }
 
+static void content_sum(const uint8_t *disk, uint64_t size, uint8_t sum[16])
+{
+	uint8_t all[8 + 16 * (MODEL_DISK >> 20)];
+	size_t n = 8;
+
+	le64_put(all, size);
+	for (uint64_t off = 0; off < size; off += 1 << 20, n += 16)
+		img_sum_chunk(disk + off, (size_t)u64_min(1 << 20, size - off), 0, all + n);
+	img_sum_chunk(all, n, 0, sum);
+}
+
+static void look_at_base(struct model *m, const uint8_t *p, size_t n)
+{
+	static uint8_t base[MODEL_DISK];
+	const uint8_t *uuid = field(p, n, 3), *sum = field(p, n, 12);
+	uint8_t is[16];
+
+	memcpy(m->base_uuid, field(p, n, 10), 16);
+	m->own_base = m->kind == STREAM_INCREMENT && uuid && memcmp(uuid, m->base_uuid, 16) == 0;
+	if (!sum)
+		return;
+	model_base(base, m->base_size);
+	content_sum(base, m->base_size, is);
+	m->other_base = memcmp(sum, is, 16) != 0;
+}
+
 static bool take_begin(struct state *s, const uint8_t *p, size_t n)
 {
 	static const unsigned needed[] = {1, 2, 5, 6};
@@ -127,6 +153,8 @@ static bool take_begin(struct state *s, const uint8_t *p, size_t n)
 	memset(m->disk, 0, (size_t)m->size);
 	if (m->kind)
 		model_base(m->disk, u64_min(m->size, m->base_size));
+	if (m->kind)
+		look_at_base(m, p, n);
 	s->begun = true;
 	return true;
 }
@@ -211,24 +239,13 @@ static bool take_checkpoint(struct state *s, const struct stream_head *h, const 
 	return true;
 }
 
-static void content_sum(struct model *m)
-{
-	uint8_t all[8 + 16 * (MODEL_DISK >> 20)];
-	size_t n = 8;
-
-	le64_put(all, m->size);
-	for (uint64_t off = 0; off < m->size; off += 1 << 20, n += 16)
-		img_sum_chunk(m->disk + off, (size_t)u64_min(1 << 20, m->size - off), 0, all + n);
-	img_sum_chunk(all, n, 0, m->content);
-}
-
 static bool take_end(struct state *s, const struct stream_head *h, const uint8_t *p)
 {
 	const uint8_t *sum;
 	struct model *m = s->m;
 
 	m->end_at = s->at;
-	content_sum(m);
+	content_sum(m->disk, m->size, m->content);
 	if (!fields_ok(s, STREAM_END, p, h->stored))
 		return false;
 	sum = field(p, h->stored, 34);
@@ -245,7 +262,8 @@ static bool take_end(struct state *s, const struct stream_head *h, const uint8_t
 	}
 	if (!sum && m->kind != 1 && !s->joined)
 		return no(s, "no content sum");
-	if (sum && !m->kind && memcmp(sum, m->content, 16) != 0)
+	m->content_right = !sum || memcmp(sum, m->content, 16) == 0;
+	if (!m->kind && !m->content_right)
 		return no(s, "another content sum");
 	s->ended = true;
 	return true;
@@ -327,4 +345,8 @@ void model_read(struct model *m, const uint8_t *p, size_t n, bool joined)
 
 	memset(m, 0, offsetof(struct model, disk));
 	m->ok = read_all(&s);
+	if (!s.begun && !m->too_large) { /* nothing is known of it */
+		m->kind = STREAM_WHOLE;
+		m->size = m->base_size = 0;
+	}
 }

@@ -11,7 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { MODEL_DISK = 3 << 20, MODEL_MARKS = 32 };
+/* Room for a record that is larger than what a receiver writes at once, and for some more. */
+enum { MODEL_DISK = 12 << 20, MODEL_MARKS = 256 };
 
 struct model {
 	bool ok, too_large; /* a disk of more than MODEL_DISK bytes: no verdict */
@@ -19,8 +20,13 @@ struct model {
 	size_t at;	    /* … and where */
 	unsigned kind, type;
 	uint64_t size, base_size;
+	uint8_t base_uuid[16];
+	/* Of what a receiver knows besides: the base is the disk itself; its content is another
+	 * one. */
+	bool own_base, other_base;
 	uint8_t content[16]; /* the content sum that END should have; kind 0 */
 	size_t content_at;   /* where in the stream END has it; 0: nowhere */
+	bool content_right;  /* … and it is that */
 	/* Where a receiver can go on: behind which byte, and where END begins. */
 	size_t mark[MODEL_MARKS], end_at;
 	unsigned marks;

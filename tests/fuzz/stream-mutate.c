@@ -14,7 +14,7 @@
 #include "stream-model.h"
 #include "stream_impl.h"
 
-enum { MAX_RECORDS = 200, MAX_MADE = 16000 };
+enum { MAX_RECORDS = 200, MAX_MADE = 16000, LARGE = 6 << 20, MOSTLY = 3 << 20 };
 
 static uint32_t rnd_state;
 
@@ -161,6 +161,31 @@ static void put_data(struct made *m, bool zstd, uint64_t off, size_t len)
 	put(m, STREAM_DATA, STREAM_CRITICAL, off, len, buf, len);
 }
 
+/*
+ * Much that is small when it is compressed: what a receiver gathers, and writes in large pieces,
+ * some of them past the page cache.
+ */
+static void put_large(struct made *m, uint64_t off, size_t len)
+{
+#ifdef HAVE_ZSTD
+	static uint8_t buf[LARGE];
+	uint8_t small[8192];
+	size_t n = 0, k;
+
+	for (; n < len; n += k) {
+		k = 512 * (size_t)(1 + rnd(LARGE / 512 / 4));
+		k = len - n < k ? len - n : k;
+		memset(buf + n, (int)rnd(256), k);
+	}
+	n = ZSTD_compress(small, sizeof(small), buf, len, 1);
+	if (!ZSTD_isError(n) && n < len) {
+		put(m, STREAM_DATA, STREAM_CRITICAL | STREAM_ZSTD, off, len, small, n);
+		return;
+	}
+#endif
+	put(m, STREAM_ZERO, STREAM_CRITICAL, off, len, NULL, 0);
+}
+
 static void put_marks(struct made *m, unsigned type, uint64_t off)
 {
 	struct stream_marks marks = {.wire_bytes = 0};
@@ -174,7 +199,8 @@ static void put_marks(struct made *m, unsigned type, uint64_t off)
 
 static uint64_t random_size(const struct stream_begin *b)
 {
-	uint64_t size = rnd(2) ? 512 * (1 + rnd(64)) : 512 * (1 + rnd(MODEL_DISK / 512));
+	uint64_t size = rnd(2) ? 512 * (1 + rnd(64))
+			       : 512 * (1 + rnd((rnd(8) ? MOSTLY : MODEL_DISK) / 512));
 
 	return b->type == IMG_RAW && b->kind == STREAM_WHOLE && !rnd(4) ? size - 1 - rnd(500)
 									: size;
@@ -192,10 +218,15 @@ static void put_ranges(struct made *m, const struct stream_begin *b)
 			continue;
 		}
 		n = rnd(3) ? 512 * (1 + rnd(4)) : 512 * (1 + rnd((uint32_t)(left / 512 + 1)));
+		if (n > 4096 && rnd(2)) /* whole pages */
+			n &= ~4095ull;
 		if (!rnd(3)) /* to where one can go on */
 			n = (1 << 20) - off % (1 << 20);
 		n = u64_min(n, left);
-		if (n <= 2048 && rnd(2))
+		if (n > 2048 && b->compressed && rnd(2)) {
+			n = u64_min(n, LARGE);
+			put_large(m, off, (size_t)n);
+		} else if (n <= 2048 && rnd(2))
 			put_data(m, b->compressed, off, (size_t)n);
 		else
 			put(m, STREAM_ZERO, STREAM_CRITICAL, off, n, NULL, 0);
@@ -219,7 +250,7 @@ size_t stream_make(uint8_t *p, size_t max, uint32_t seed)
 	b.kind = rnd(2) ? STREAM_WHOLE : (enum stream_kind)(1 + rnd(2));
 	b.type = (enum img_type)rnd(4);
 	b.size = random_size(&b);
-	b.base_size = rnd(3) ? b.size : 512 * (uint64_t)(1 + rnd(MODEL_DISK / 512));
+	b.base_size = rnd(3) ? b.size : 512 * (uint64_t)(1 + rnd(MOSTLY / 512));
 	b.block_size = rnd(3) ? 4096u << rnd(10) : 0;
 	for (int i = 0; i < 16; i++) {
 		b.stream_id[i] = (uint8_t)rnd(256);
@@ -349,11 +380,14 @@ static size_t insert(uint8_t *p, size_t n, size_t max, size_t at)
 {
 	uint8_t buf[4096];
 	struct made m = {buf, 0, sizeof(buf)};
-	uint64_t off = 512 * (uint64_t)rnd(MODEL_DISK / 512);
+	uint64_t off = 512 * (uint64_t)rnd(MOSTLY / 512);
 
 	switch (rnd(6)) {
 	case 0:
-		put_data(&m, rnd(2), off, 512 * (1 + rnd(3)));
+		if (rnd(3))
+			put_data(&m, rnd(2), off, 512 * (1 + rnd(3)));
+		else
+			put_large(&m, off, 4096 * (size_t)(1 + rnd(MOSTLY / 4096)));
 		break;
 	case 1:
 		put(&m, STREAM_ZERO, STREAM_CRITICAL, off, 512 * (uint64_t)(1 + rnd(4000)), NULL,
