@@ -292,6 +292,8 @@ void img_sum_data(struct img_sum *s, const void *buf, size_t len);
 void img_sum_zeros(struct img_sum *s, uint64_t len);
 /* N chunks whose content was seen before and has this sum; where a chunk begins. */
 void img_sum_known(struct img_sum *s, const uint8_t sum[IMG_SUM_BYTES], uint64_t n);
+/* N chunks that nobody looks at: then there is no sum of all, img_sum_final() gives "". */
+void img_sum_skip(struct img_sum *s, uint64_t n);
 /* FN is told the sum of each chunk as soon as it is known: of N equal ones, from FIRST on. */
 void img_sum_watch(struct img_sum *s,
 		   void (*fn)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]),
@@ -327,10 +329,17 @@ struct img_sum_result {
 /* The content sum of a chain; with seed 0 what was learned is kept. */
 int img_sum_disk(struct img_chain *c, const struct img_sum_how *how, struct img_sum_result *r,
 		 struct img_err *err);
+/*
+ * Gives S the first CHUNKS chunks, those whose sum is known without reading them. The others are
+ * read, or with SKIP passed over.
+ */
+int img_sum_first(struct img_chain *c, uint64_t chunks, bool skip, const struct img_sum_how *how,
+		  struct img_sum *s, struct img_err *err);
 
 /*
  * For whoever sums on the way: begun before C is read, given the sums of chunks in ascending order
- * (an img_sum_watch() callback), stored when all is read. Everything takes NULL.
+ * (an img_sum_watch() callback), stored at the end, however far that came: behind it stays known
+ * what was known before. Everything takes NULL.
  */
 struct img_sums;
 struct img_sums *img_sums_begin(struct img_chain *c);

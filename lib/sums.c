@@ -34,6 +34,7 @@ enum { MOST_FILES = 8 };
 struct img_sums {
 	struct sums_out out;
 	uint64_t size;
+	uint64_t next; /* chunk behind the last one that was added */
 	bool frozen; /* IDENTITY is what the sums are of */
 	uint8_t identity[IMG_SUM_BYTES];
 	bool expected; /* the file that they are of will be this one */
@@ -65,8 +66,10 @@ void img_sums_add(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_S
 {
 	struct img_sums *s = ctx;
 
-	if (s)
-		sums_out_add(&s->out, first, n, sum);
+	if (!s)
+		return;
+	sums_out_add(&s->out, first, n, sum);
+	s->next = first + n;
 }
 
 static uint64_t file_bytes(const struct img_chain *c, unsigned from)
@@ -160,12 +163,6 @@ static void store(struct img_sums *s, struct img_chain *c, unsigned from)
 		(void)sums_out_publish(&s->out, c->layer[from]->file.real, &h, &st);
 	}
 	img_sums_drop(s);
-}
-
-void img_sums_store(struct img_sums *s, struct img_chain *c)
-{
-	if (s)
-		store(s, c, 0);
 }
 
 /* --- known -------------------------------------------------------------------------------- */
@@ -284,6 +281,35 @@ static int known_at(struct known *k, uint64_t chunk, uint64_t *n, const uint8_t 
 	return 0;
 }
 
+/* What is known from chunk S->NEXT on. */
+static int add_known(struct img_sums *s, struct known *k, struct img_err *err)
+{
+	const uint8_t *sum;
+	uint64_t n;
+
+	for (uint64_t chunk = s->next; chunk < k->chunks; chunk += n) {
+		if (known_at(k, chunk, &n, &sum, err) < 0)
+			return -1;
+		if (sum)
+			img_sums_add(s, chunk, n, sum);
+	}
+	return 0;
+}
+
+void img_sums_store(struct img_sums *s, struct img_chain *c)
+{
+	struct known *k;
+
+	if (!s)
+		return;
+	/* The reading was cut short. */
+	k = s->frozen && s->next < sums_chunks(s->size) ? known_open(c, 0) : NULL;
+	if (k)
+		(void)add_known(s, k, NULL);
+	known_close(k);
+	store(s, c, 0);
+}
+
 /* --- used --------------------------------------------------------------------------------- */
 
 /* Bytes that must be read for what is unknown; stops beyond LIMIT. */
@@ -320,6 +346,7 @@ bool img_sums_known(struct img_chain *c, unsigned from)
 struct summing {
 	struct img_chain *c;
 	const struct img_sum_how *how;
+	bool skip; /* what is not known */
 	struct img_sum *s;
 	struct img_sums *kept;
 	struct img_sum_job job;
@@ -334,17 +361,20 @@ static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[I
 		j->how->chunks(j->how->chunks_ctx, first, n, sum);
 }
 
-/* K is NULL: all is read. */
-static int sum_disk(struct summing *j, struct known *k, struct img_err *err)
+/* The first CHUNKS. K is NULL: nothing is known. */
+static int sum_first(struct summing *j, struct known *k, uint64_t chunks, struct img_err *err)
 {
-	const uint64_t size = img_size(j->c), chunks = sums_chunks(size);
+	const uint64_t size = img_size(j->c);
 	const uint8_t *sum = NULL;
 
 	for (uint64_t chunk = 0, n = chunks; chunk < chunks; chunk += n) {
 		if (k && known_at(k, chunk, &n, &sum, err) < 0)
 			return -1;
+		n = u64_min(n, chunks - chunk);
 		if (sum)
 			img_sum_known(j->s, sum, n);
+		else if (j->skip)
+			img_sum_skip(j->s, n);
 		else if (img_sum_range(j->c, j->s, chunk * IMG_SUM_CHUNK,
 				       u64_min((chunk + n) * IMG_SUM_CHUNK, size), &j->job, err) < 0)
 			return -1;
@@ -356,6 +386,19 @@ static int sum_disk(struct summing *j, struct known *k, struct img_err *err)
 static bool nothing_new(struct known *k, uint64_t unknown)
 {
 	return k && k->file[0].layer == 0 && unknown == 0;
+}
+
+int img_sum_first(struct img_chain *c, uint64_t chunks, bool skip, const struct img_sum_how *how,
+		  struct img_sum *s, struct img_err *err)
+{
+	struct summing j = { .c = c, .s = s, .skip = skip,
+			     .job = { .progress = how->progress, .ctx = how->ctx } };
+	struct known *k = known_open(c, 0);
+	int rc = sum_first(&j, k, chunks, err);
+
+	known_close(k);
+	free(j.job.buf);
+	return rc;
 }
 
 int img_sum_disk(struct img_chain *c, const struct img_sum_how *how, struct img_sum_result *r,
@@ -383,16 +426,15 @@ int img_sum_disk(struct img_chain *c, const struct img_sum_how *how, struct img_
 	if (!how->seed && !nothing_new(k, unknown))
 		j.kept = img_sums_begin(c);
 	img_sum_watch(j.s, on_chunks, &j);
-	if (sum_disk(&j, k, err) < 0)
+	rc = sum_first(&j, k, sums_chunks(img_size(c)), err);
+	/* Whoever comes after an interruption goes on there. */
+	img_sums_store(j.kept, c);
+	if (rc < 0)
 		goto out;
 	img_sum_final(j.s, r->sum);
 	r->done = true;
 	r->read = j.job.read;
-	img_sums_store(j.kept, c);
-	j.kept = NULL;
-	rc = 0;
 out:
-	img_sums_drop(j.kept);
 	img_sum_free(j.s);
 	free(j.job.buf);
 	known_close(k);
@@ -405,16 +447,10 @@ struct img_sums *img_sums_before_merge(struct img_chain *c, unsigned to)
 {
 	struct known *k = known_open(c, 0);
 	struct img_sums *s = k ? sums_new(c->layer[to]->file.real, c->size) : NULL;
-	const uint8_t *sum;
-	uint64_t n;
 
-	for (uint64_t chunk = 0; s && chunk < k->chunks; chunk += n) {
-		if (known_at(k, chunk, &n, &sum, NULL) < 0) {
-			img_sums_drop(s);
-			s = NULL;
-		} else if (sum) {
-			img_sums_add(s, chunk, n, sum);
-		}
+	if (s && add_known(s, k, NULL) < 0) {
+		img_sums_drop(s);
+		s = NULL;
 	}
 	known_close(k);
 	/* All of them are of files that will have been written to. */

@@ -92,9 +92,6 @@ static int begin_stream(struct send *s, struct img_err *err)
 static int write_stream(struct send *s, struct img_err *err)
 {
 	cli_progress_start(&s->progress, &s->common, s->disk);
-	/* Of all of it, or none. */
-	if (!s->from && !s->resume)
-		s->kept = img_sums_begin(s->chain);
 	if (begin_stream(s, err))
 		return -1;
 	stream_write_watch(s->writer, img_sums_add, s->kept);
@@ -104,8 +101,6 @@ static int write_stream(struct send *s, struct img_err *err)
 		return -1;
 	}
 	cli_progress_end(&s->progress, s->done);
-	img_sums_store(s->kept, s->chain);
-	s->kept = NULL;
 	return 0;
 }
 
@@ -126,6 +121,8 @@ static int prepare(struct send *s, struct img_err *err)
 	if (send_describe(s, err))
 		return -1;
 	cli_warn_chain(&s->common, s->chain);
+	if (!s->from && s->dry != DRY_MAP)
+		s->kept = img_sums_begin(s->chain);
 	return s->resume ? send_prove(s, err) : 0;
 }
 
@@ -142,7 +139,8 @@ int send_disk(struct send *s, struct img_err *err)
 void send_end(struct send *s)
 {
 	img_sum_free(s->content);
-	img_sums_drop(s->kept);
+	/* Also of a stream that was cut, for the one that goes on. */
+	img_sums_store(s->kept, s->chain);
 	stream_writer_free(s->writer);
 	against_close(s->against);
 	img_close(s->chain);

@@ -31,7 +31,7 @@ struct send {
 	struct against *against;
 	struct stream_begin begin;
 	struct stream_token token;
-	struct img_sum *content; /* of what lies before the token, where END needs it */
+	struct img_sum *content; /* of what lies before the token, as far as it is known */
 	/* what is sent */
 	struct stream_writer *writer; /* NULL: planning, nothing is read */
 	struct stream_totals totals;

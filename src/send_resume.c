@@ -106,22 +106,39 @@ static int reread(struct send *s, struct img_err *err)
 }
 
 /*
- * Nobody wrote to the files since, or what was sent is read again and compared. The rest of a
- * stored stream needs the content sum of all, so there it is read in any case.
+ * The sums of what was sent, where they are known. The rest of a stored stream needs the content
+ * sum of all, so there what is not known is read.
  */
+static int sum_sent(struct send *s, struct img_err *err)
+{
+	const uint64_t off = s->token.mark.off;
+	const struct img_sum_how how = {.progress = cli_progress, .ctx = &s->progress};
+	int rc;
+
+	cli_progress_start(&s->progress, &s->common, "what was sent");
+	rc = img_sum_first(s->chain, off / IMG_SUM_CHUNK + (off % IMG_SUM_CHUNK != 0),
+			   !s->token.append, &how, s->content, err);
+	if (rc || s->progress.shown)
+		cli_progress_end(&s->progress, rc ? 0 : off);
+	return rc;
+}
+
+/* Nobody wrote to the files since, or what was sent is read again and compared. */
 static int prove_same(struct send *s, struct img_err *err)
 {
 	const struct stream_token *t = &s->token;
-	const bool summed = t->append && !s->from;
+	const bool same =
+		t->has_source && !memcmp(t->source, s->begin.source, sizeof(t->source));
 
-	if (t->has_source && !memcmp(t->source, s->begin.source, sizeof(t->source)) &&
-	    (!summed || s->against))
-		return 0;
 	if (s->against)
-		return changed(s, "was written to", err);
-	if (summed && !(s->content = img_sum_new(s->begin.size)))
+		return same ? 0 : changed(s, "was written to", err);
+	if (s->from)
+		return same ? 0 : reread(s, err);
+	s->content = img_sum_new(s->begin.size);
+	if (!s->content)
 		return img_err_errno(err, ENOMEM, "%s", s->disk);
-	return reread(s, err);
+	img_sum_watch(s->content, img_sums_add, s->kept);
+	return same ? sum_sent(s, err) : reread(s, err);
 }
 
 int send_prove(struct send *s, struct img_err *err)

@@ -183,6 +183,97 @@ bytes_read() {
 	known disk.vhd
 }
 
+# half FILE DISK [OPTION]…: a transfer of DISK to FILE that ends when about half of it came.
+half() {
+	vhd-send --checkpoint=1M "${@:3}" "$2" 2>/dev/null | head -c 4000000 | vhd-recv "$1" &&
+		fail "a cut stream was taken"
+	token=$(vhd-recv --token "$1")
+	[ -n "$token" ]
+}
+
+@test "a sender that was cut keeps what it summed, and the one that goes on has all" {
+	local n all
+	big disk.vhd --fill=120:64K --seed=3
+	all=$(cp disk.vhd all.vhd && read_for all.vhd)
+	half copy.vhd disk.vhd
+	cp --preserve=all disk.vhd.sums part.sums
+	n=$(read_for disk.vhd)
+	[ "$n" -lt $((all - 1000000)) ] || fail "$n of $all bytes were read"
+	[ "$n" -gt 1000000 ]
+	right disk.vhd
+	cp --preserve=all part.sums disk.vhd.sums
+	vhd-send --resume="$token" --receipt=sent disk.vhd | vhd-recv copy.vhd >got
+	known disk.vhd
+	known copy.vhd
+	# so the end of the stream tells the sum of all
+	[ "$(jq -r .content_sum sent)" = "$(sum disk.vhd)" ]
+	[ "$(jq -r .content_sum sent)" = "$(jq -r .content_sum got)" ]
+}
+
+@test "where the first part is not known, the rest of a transfer is" {
+	local n all
+	big disk.vhd --fill=120:64K --seed=3
+	all=$(cp disk.vhd all.vhd && read_for all.vhd)
+	half copy.vhd disk.vhd
+	rm disk.vhd.sums
+	vhd-send --resume="$token" --receipt=sent disk.vhd | vhd-recv copy.vhd
+	[ "$(jq .content_sum sent)" = null ]
+	cp --preserve=all disk.vhd.sums part.sums
+	n=$(read_for disk.vhd)
+	[ "$n" -lt $((all - 1000000)) ] || fail "$n of $all bytes were read"
+	[ "$n" -gt 1000000 ]
+	right disk.vhd
+}
+
+@test "a sender that was cut forgets nothing that was known" {
+	big disk.vhd --fill=120:64K --seed=3
+	vhd-sum disk.vhd
+	half copy.vhd disk.vhd
+	known disk.vhd
+	# not even when it goes on in front of what was known
+	vhd-send --resume="$token" disk.vhd | head -c 1000000 >/dev/null
+	known disk.vhd
+}
+
+@test "a sender that goes on after the disk was written to knows the disk as it is" {
+	truncate -s 72M disk.raw
+	head -c 8M /dev/urandom | dd of=disk.raw conv=notrunc bs=1M status=none
+	half copy disk.raw --raw
+	# behind what was sent, so that this is still right
+	printf new | dd of=disk.raw conv=notrunc bs=1M seek=60 status=none
+	vhd-send --raw --resume="$token" disk.raw | vhd-recv copy
+	[ "$(read_for disk.raw)" -eq 0 ]
+	[ "$(sum -q --known disk.raw)" = "$(model contentsum disk.raw)" ]
+	cmp disk.raw copy
+}
+
+@test "the rest of a stored stream: only what is not known of the disk is read" {
+	local n all
+	big disk.vhd --fill=120:64K --seed=3
+	vhd-send --checkpoint=1M disk.vhd >whole
+	head -c 4000000 whole >cut
+	token=$(vhd-stream trim cut)
+	all=$(stat -c %s cut)
+	tool_of vhd-send --resume="$token" disk.vhd >rest
+	n=$(bytes_read disk.vhd)
+	[ "$n" -lt $(($(stat -c %s whole) - all + 1000000)) ] || fail "$n bytes were read"
+	cat cut rest | vhd-recv copy.vhd
+	[ "$(sum copy.vhd)" = "$(sum disk.vhd)" ]
+	rm disk.vhd.sums
+	vhd-send --resume="$token" disk.vhd | cmp - rest
+	known disk.vhd
+}
+
+@test "summing that came to no end goes on where it was" {
+	local n all
+	big disk.vhd --fill=120:64K --seed=3
+	all=$(cp disk.vhd all.vhd && read_for all.vhd)
+	faulty FAULT_READ=60 vhd-sum disk.vhd && fail "a read that failed is no failure"
+	n=$(read_for disk.vhd)
+	[ "$n" -lt "$all" ] || fail "$n of $all bytes were read"
+	right disk.vhd
+}
+
 @test "what a child did not touch is known from its parent" {
 	big base.vhd
 	vhd-sum base.vhd
