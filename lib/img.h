@@ -314,6 +314,7 @@ int img_identity(struct img_chain *c, unsigned from, unsigned to, uint8_t out[IM
 struct img_sum_how {
 	bool known;	/* chunks whose sum is known are not read */
 	uint64_t limit; /* with KNOWN: where more must be read, nothing is done. 0: no limit */
+	bool keep;	/* with KNOWN: where nothing new can be kept, nothing is done */
 	uint64_t seed;	/* of the chunks' sums; known are only those with seed 0 */
 	int (*progress)(void *ctx, uint64_t done, uint64_t planned);
 	void *ctx;

@@ -416,6 +416,12 @@ int img_sum_disk(struct img_chain *c, const struct img_sum_how *how, struct img_
 		rc = 0;
 		goto out;
 	}
+	if (!how->seed && !nothing_new(k, unknown))
+		j.kept = img_sums_begin(c);
+	if (how->keep && !j.kept) {
+		rc = 0;
+		goto out;
+	}
 	if (k)
 		known_rewind(k);
 	j.s = img_sum_new_seeded(img_size(c), how->seed);
@@ -423,18 +429,16 @@ int img_sum_disk(struct img_chain *c, const struct img_sum_how *how, struct img_
 		img_err_errno(err, ENOMEM, "sum");
 		goto out;
 	}
-	if (!how->seed && !nothing_new(k, unknown))
-		j.kept = img_sums_begin(c);
 	img_sum_watch(j.s, on_chunks, &j);
 	rc = sum_first(&j, k, sums_chunks(img_size(c)), err);
-	/* Whoever comes after an interruption goes on there. */
-	img_sums_store(j.kept, c);
 	if (rc < 0)
 		goto out;
 	img_sum_final(j.s, r->sum);
 	r->done = true;
 	r->read = j.job.read;
 out:
+	/* Also where it was cut short: whoever comes next goes on there. */
+	img_sums_store(j.kept, c);
 	img_sum_free(j.s);
 	free(j.job.buf);
 	known_close(k);

@@ -152,7 +152,7 @@ d_preflight() { # VERSION BYTES NETWORK…
 	shift 2
 	printf 'qsm-pipeline\nhost %s\nclock %s\n' "$(uname -n)" "$(date +%s)"
 	d_missing=
-	for d_tool in "hv-$q_hyp" vhd-recv vhd-merge vhd-info vm-import jq flock sync df awk xxh128sum; do
+	for d_tool in "hv-$q_hyp" vhd-recv vhd-sum vhd-merge vhd-info vm-import jq flock sync df awk xxh128sum; do
 		command -v "$d_tool" >/dev/null 2>&1 || {
 			d_block "$(uname -n): $d_tool is not there"
 			d_missing=1
@@ -226,6 +226,15 @@ d_recv_base() { # TARGET
 	d_lock "$1"
 	[ -n "$(vhd-recv --token -- "$d_home/$1.vhd")" ] || d_remove "$1"
 	d_receive vhd-recv --quiet -- "$d_home/$1.vhd"
+}
+
+# What was copied is read, as far as it is not known: a copy that was interrupted may not know all.
+d_learn() { # TARGET…
+	for d_t; do
+		[ ! -e "$d_job/changed.$d_t" ] || continue
+		d_lock "$d_t"
+		d_receive vhd-sum --quiet --keep -- "$d_home/$d_t.vhd" || exit
+	done
 }
 
 # From now on it is not what was copied. Need not be durable: nothing is known of a disk's content after a

@@ -58,7 +58,7 @@ preflight() {
 }
 
 preflight_tools() {
-	for d in vhd-snap vhd-send vhd-info vm-export jq flock sync awk df od cksum "hv-$opt_hypervisor"; do
+	for d in vhd-snap vhd-send vhd-sum vhd-info vm-export jq flock sync awk df od cksum "hv-$opt_hypervisor"; do
 		command -v "$d" >/dev/null 2>&1 || block "$d is not there"
 	done
 	[ -n "$far_local" ] || command -v "${opt_ssh%% *}" >/dev/null 2>&1 || block "${opt_ssh%% *} is not there"
@@ -386,8 +386,57 @@ copy() {
 		esac
 		i=$((i + 1))
 	done
+	[ -n "$interrupted" ] || learn
 	stop_watching
 	[ "$total" -eq 0 ] || end_stage "$total"
+}
+
+# Whoever sends and receives an AVHD compares what it stands on, as far as that is known: from the copy,
+# unless that was interrupted. What is not known is read now, at both ends: once the guest stands still there
+# is no time for it.
+learn() {
+	targets='' i=0
+	set --
+	while [ "$i" -lt "$a_ndisks" ]; do
+		disk "$i"
+		i=$((i + 1))
+		[ "$leaf" != "$base" ] || continue
+		quote "$target"
+		targets="$targets $quoted"
+		set -- "$@" "$base"
+	done
+	[ $# -gt 0 ] || return 0
+	rm -f -- "$tmp/learnt"
+	{
+		eval "far_insist d_learn $targets"
+		echo $? >"$tmp/learnt"
+	} 8>&- &
+	children=$!
+	vhd-sum --quiet --keep -- "$@" 8>&- &
+	children="$children $!"
+	for child in $children; do
+		remember_child "$child"
+		echo "$child" >"$tmp/learn$child.pid"
+	done
+	# shellcheck disable=SC2086
+	while still_there $children; do
+		[ -z "$interrupted" ] || resumable "interrupted"
+		[ ! -e "$tmp/full" ] || rollback "less than $(human "$opt_reserve") are free beside the AVHDs"
+		sleep 0.1 8>&-
+	done
+	rm -f -- "$tmp"/learn*.pid
+	read -r d <"$tmp/learnt" || d=70
+	if cut_off "$d" || [ "$d" -eq 75 ]; then
+		resumable "$far_host does not answer (status $d)"
+	fi
+	[ "$d" -eq 0 ] || rollback "$far_host cannot read what was copied (status $d)"
+}
+
+still_there() { # PID…
+	for child; do
+		! kill -0 "$child" 2>/dev/null || return 0
+	done
+	return 1
 }
 
 # Again and again while only the link fails. A copy that was under way for a while proves that it had come back.

@@ -12,17 +12,19 @@
 static const char help[] =
 	"Usage: vhd-sum [options] DISK...\n"
 	"       vhd-sum [options] --check FILE\n"
+	"       vhd-sum [options] --keep DISK...\n"
 	"Sum of what the guest sees on a disk, whatever its layout.\n"
 	"\n"
 	"      --check FILE     compare with the sums in FILE ('-': standard input)\n"
 	"      --blocks         the sum of each MiB of one disk, for vhd-send --against\n"
 	"      --seed=N         of the sums of --blocks, another one for each transfer\n"
 	"      --known          read only what is not known: sums are kept beside the disk\n"
+	"      --keep           print nothing, only read what is not known, where that can be kept\n"
 	"      --json           report as JSON\n"
 	CLI_HELP_CHAIN
 	CLI_HELP_COMMON;
 
-enum { OPT_CHECK = CLI_TOOL, OPT_BLOCKS, OPT_SEED, OPT_KNOWN };
+enum { OPT_CHECK = CLI_TOOL, OPT_BLOCKS, OPT_SEED, OPT_KNOWN, OPT_KEEP };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
@@ -31,6 +33,7 @@ static const struct option options[] = {
 	{ "blocks", no_argument, NULL, OPT_BLOCKS },
 	{ "seed", required_argument, NULL, OPT_SEED },
 	{ "known", no_argument, NULL, OPT_KNOWN },
+	{ "keep", no_argument, NULL, OPT_KEEP },
 	{ "json", no_argument, NULL, CLI_JSON },
 	{ NULL, 0, NULL, 0 },
 };
@@ -38,7 +41,7 @@ static const struct option options[] = {
 struct job {
 	struct cli_common common;
 	const char *check;
-	bool json, blocks, seeded, known;
+	bool json, blocks, seeded, known, keep;
 	uint64_t seed;
 	int status; /* of the first that failed */
 	unsigned printed;
@@ -76,7 +79,10 @@ static int sum_disk(struct job *j, const char *path, uint64_t *size, struct img_
 		    struct img_err *err)
 {
 	struct cli_progress progress;
-	const struct img_sum_how how = {.known = j->known, .progress = cli_progress, .ctx = &progress};
+	const struct img_sum_how how = {.known = j->known,
+					.keep = j->keep,
+					.progress = cli_progress,
+					.ctx = &progress};
 	struct img_chain *c;
 	int rc;
 
@@ -215,7 +221,7 @@ static void do_disk(struct job *j, const char *path, const char *want)
 
 	if (sum_disk(j, path, &size, &r, &err) < 0) {
 		status = cli_fail(&err);
-	} else {
+	} else if (!j->keep) {
 		tell_read(j, path, &r);
 		print_result(j, path, size, &r, want);
 		if (want && strcmp(r.sum, want) != 0)
@@ -289,7 +295,8 @@ int main(int argc, char **argv)
 			j.check = optarg;
 		j.json |= opt == CLI_JSON;
 		j.blocks |= opt == OPT_BLOCKS;
-		j.known |= opt == OPT_KNOWN;
+		j.keep |= opt == OPT_KEEP;
+		j.known |= opt == OPT_KNOWN || opt == OPT_KEEP;
 		if (opt == OPT_SEED)
 			parse_seed(&j, optarg);
 	}
@@ -297,6 +304,8 @@ int main(int argc, char **argv)
 		cli_usage(j.check ? "either --check or DISK" : "DISK is missing");
 	if (j.blocks && (j.check || j.json || argc - optind != 1))
 		cli_usage("--blocks is for one disk, without --check and --json");
+	if (j.keep && (j.check || j.blocks || j.json))
+		cli_usage("--keep prints nothing; it goes without --check, --blocks and --json");
 	if (j.seeded && !j.blocks)
 		cli_usage("--seed goes with --blocks");
 	if (j.known && j.seed)

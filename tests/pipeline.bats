@@ -404,6 +404,32 @@ arrived_whole() {
 	arrived_whole
 }
 
+# A guest whose disk of records is large enough for its sums to be kept, and mostly a hole.
+fixed_guest() {
+	small_guest off
+	vhd-convert --quiet --force --type=fixed "$scene/a/srv/vms/vda.vhd" "$scene/fixed"
+	mv "$scene/fixed" "$scene/a/srv/vms/vda.vhd"
+	scene_start
+}
+
+@test "what was copied is known at both ends before the guest stands still, also if the copy was cut" {
+	local here=$scene/a/srv/vms/vda.vhd there=$dest/guest/vda.vhd
+	fixed_guest
+	move --rate-limit=1M --retry=0 3>&- &
+	wait_for 30 eval "vhd-recv --status \"$there\" | grep -q 'of .* are here'"
+	scene_hosts link cut
+	wait $! && fail "the link was not cut"
+	scene_hosts link restore
+	at pausing "vhd-info --json \"$here\" \"$there\" | jq -c '[.files[].sums_known]' >\"$scene/sums\""
+	mv "$scene/bin/do" "$scene/bin/later"
+	# as if both hosts had been started again since
+	at copied "rm \"$here.sums\" \"$there.sums\"; mv \"\$here/later\" \"\$here/do\"; echo pausing >\"\$here/at\""
+	run move
+	assert_status 0
+	assert_output_has 'the rest of disk vda'
+	[ "$(cat "$scene/sums")" = '[true,true]' ] || fail "known: $(cat "$scene/sums")"
+}
+
 @test "what is left of a copy that was cut is damaged: the copy begins anew" {
 	cut_copy
 	# It has the name and the length, and is no disk.

@@ -871,6 +871,21 @@ takes_delta() {
 	[ "$(vhd-send --dry-run=map --json --from=base.vhd leaf.avhd | jq .bytes)" -ge "$(stat -c %s s)" ]
 }
 
+@test "--keep reads what is not known, says nothing, and reads nothing that it could not keep" {
+	big disk.vhd
+	model make small.vhd --size=8M --fill=20:64K
+	tool_of vhd-sum --keep disk.vhd small.vhd >out
+	[ ! -s out ]
+	[ "$(bytes_read disk.vhd)" -gt 300000 ]
+	[ "$(bytes_read small.vhd)" -lt 20000 ]
+	known disk.vhd
+	tool_of vhd-sum --keep disk.vhd
+	[ "$(bytes_read disk.vhd)" -lt 150000 ]
+	refused 66 vhd-sum --keep gone disk.vhd
+	refused 64 vhd-sum --keep --json disk.vhd
+	refused 64 vhd-sum --keep --blocks disk.vhd
+}
+
 @test "vhd-check and vhd-repair have nothing to say about them" {
 	big disk.vhd
 	vhd-sum disk.vhd
