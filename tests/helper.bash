@@ -74,11 +74,12 @@ wait_for() {
 # qemu_opens [OPTION]… FILE: qemu-io has FILE open until descriptor 7 is closed. It tells itself that it
 # has: a tool that tries the lock takes it for a moment, and if QEMU comes in that moment it is refused.
 qemu_opens() {
-	mkfifo qemu.in
-	stdbuf -oL qemu-io "$@" <qemu.in >qemu.out 3>&- &
-	exec 7>qemu.in
+	local pipe=$BATS_TEST_TMPDIR/qemu
+	mkfifo "$pipe.in"
+	stdbuf -oL qemu-io "$@" <"$pipe.in" >"$pipe.out" 3>&- &
+	exec 7>"$pipe.in"
 	echo 'read 0 512' >&7
-	wait_for 10 grep -q 'read 512/512' qemu.out
+	wait_for 10 grep -q 'read 512/512' "$pipe.out"
 }
 
 # catches_term PID: the program has begun and ends in its own way at SIGTERM (bit 14 of the mask).
