@@ -73,7 +73,7 @@ static int check_opened(const struct img *p, const char *real, const struct stat
 	struct stat st;
 
 	if (fstat(p->file.fd, &st) == 0 && S_ISREG(st.st_mode) && strcmp(p->file.real, real) == 0 &&
-	    st.st_dev == want->st_dev && st.st_ino == want->st_ino)
+	    io_same(&st, want))
 		return 0;
 	return img_err_set(err, IMG_DATA, "%s: replaced while it was opened", real);
 }
@@ -213,21 +213,30 @@ static bool search_candidates(struct search *s, char *const *names)
 	return false;
 }
 
+/* The layer that is this file; -1: none. */
+static int layer_of(const struct img_chain *c, const struct stat *want)
+{
+	struct stat st;
+
+	for (unsigned i = 0; i < c->n; i++)
+		if (fstat(c->layer[i]->file.fd, &st) == 0 && io_same(&st, want))
+			return (int)i;
+	return -1;
+}
+
 /*
  * Before the parent is locked: a loop would meet our own lock and not be told from somebody
  * else's.
  */
 static int check_loop(const struct img_chain *c, const char *path, struct img_err *err)
 {
-	struct stat want, st;
+	struct stat want;
 
 	if (stat(path, &want) < 0)
 		return img_err_errno(err, errno, "%s", path);
-	for (unsigned i = 0; i < c->n; i++)
-		if (fstat(c->layer[i]->file.fd, &st) == 0 && st.st_dev == want.st_dev &&
-		    st.st_ino == want.st_ino)
-			return img_err_set(err, IMG_DATA, "%s: loop: it is its own ancestor, through %s",
-					   path, c->layer[c->n - 1]->file.path);
+	if (layer_of(c, &want) >= 0)
+		return img_err_set(err, IMG_DATA, "%s: loop: it is its own ancestor, through %s", path,
+				   c->layer[c->n - 1]->file.path);
 	return 0;
 }
 
@@ -247,7 +256,7 @@ static int merge_wants(struct img_chain *c, const char *path, const struct img_o
 	}
 	if (stat(opts->merge_to, &want) < 0)
 		return img_err_errno(err, errno, "%s", opts->merge_to);
-	if (stat(path, &st) == 0 && st.st_dev == want.st_dev && st.st_ino == want.st_ino)
+	if (stat(path, &st) == 0 && io_same(&st, &want))
 		c->merge_to = c->n;
 	return 0;
 }
@@ -447,15 +456,15 @@ const char *img_layer_real(const struct img_chain *c, unsigned layer)
 
 int img_find_layer(const struct img_chain *c, const char *path, struct img_err *err)
 {
-	struct stat want, st;
+	struct stat want;
+	int layer;
 
 	if (stat(path, &want) < 0)
 		return img_err_errno(err, errno, "%s", path);
-	for (unsigned i = 0; i < c->n; i++)
-		if (fstat(c->layer[i]->file.fd, &st) == 0 && st.st_dev == want.st_dev &&
-		    st.st_ino == want.st_ino)
-			return (int)i;
-	return img_err_set(err, IMG_DATA, "%s is not an ancestor of %s", path, c->layer[0]->file.path);
+	layer = layer_of(c, &want);
+	if (layer < 0)
+		img_err_set(err, IMG_DATA, "%s is not an ancestor of %s", path, c->layer[0]->file.path);
+	return layer;
 }
 
 int img_snapshot(const char *parent, const char *child, const struct img_open *opts, bool force,

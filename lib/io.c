@@ -196,8 +196,7 @@ void io_direct(struct io_file *f)
 	f->direct = open_resolved(f->real, O_WRONLY | O_DIRECT | O_NOCTTY | O_NONBLOCK);
 	if (f->direct < 0)
 		return;
-	if (fstat(f->fd, &a) == 0 && fstat(f->direct, &b) == 0 && a.st_dev == b.st_dev &&
-	    a.st_ino == b.st_ino)
+	if (fstat(f->fd, &a) == 0 && fstat(f->direct, &b) == 0 && io_same(&a, &b))
 		return;
 	close(f->direct);
 	f->direct = -1;

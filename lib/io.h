@@ -145,6 +145,11 @@ int io_store(const char *path, const void *buf, size_t len, mode_t mode, struct 
 /* To a stream (pipe, socket): all of it. PATH for messages. */
 int io_stream_write(int fd, const void *buf, size_t len, const char *path, struct img_err *err);
 
+/* The same file, whatever its names are. */
+bool io_same(const struct stat *a, const struct stat *b);
+/* The same, links followed; not when one of them cannot be seen. */
+bool io_same_file(const char *a, const char *b);
+
 /* malloc'd string: the folder part of PATH ("." when none). NULL without memory. */
 char *io_dirname(const char *path);
 /* Pointer into PATH behind the last slash. */

@@ -33,6 +33,18 @@ char *io_dirname(const char *path)
 	return strndup(path, (size_t)(base - path - 1));
 }
 
+bool io_same(const struct stat *a, const struct stat *b)
+{
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+bool io_same_file(const char *a, const char *b)
+{
+	struct stat sa, sb;
+
+	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && io_same(&sa, &sb);
+}
+
 /* A name beside PATH that nobody uses: hidden, recognisable, random. Owned by the caller. */
 static char *temporary_name(const char *path)
 {

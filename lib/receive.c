@@ -18,19 +18,12 @@ struct other {
 	const struct img_receive *r;
 };
 
-static bool same_file(const char *a, const char *b)
-{
-	struct stat sa, sb;
-
-	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev && sa.st_ino == sb.st_ino;
-}
-
 /* What an earlier run has left of the same child is none. */
 static int note_other(void *ctx, const char *path, struct img_err *err)
 {
 	const struct other *o = ctx;
 
-	if (same_file(path, o->r->child) || same_file(path, o->r->partial))
+	if (io_same_file(path, o->r->child) || io_same_file(path, o->r->partial))
 		return 0;
 	return img_err_set(err, IMG_PREFLIGHT,
 			   "%s: is a child of %s, and would not show any more what it shows now; merge or delete it first",

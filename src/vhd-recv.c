@@ -145,13 +145,9 @@ static void set_option(struct recv *r, int opt)
 static bool same_name(const char *a, const char *b)
 {
 	char *da = io_dirname(a), *db = io_dirname(b);
-	struct stat sa, sb;
-	bool same = stat(a, &sa) == 0 && stat(b, &sb) == 0 && sa.st_dev == sb.st_dev &&
-		    sa.st_ino == sb.st_ino;
+	bool same = io_same_file(a, b) ||
+		    (da && db && !strcmp(io_basename(a), io_basename(b)) && io_same_file(da, db));
 
-	if (!same && da && db && !strcmp(io_basename(a), io_basename(b)))
-		same = stat(da, &sa) == 0 && stat(db, &sb) == 0 && sa.st_dev == sb.st_dev &&
-		       sa.st_ino == sb.st_ino;
 	free(da);
 	free(db);
 	return same;
