@@ -311,12 +311,13 @@ far_insist() { # FUNCTION [WORD…]
 	done
 }
 
-# Until it has ended, whatever interrupts the waiting.
+# Until it has ended, whatever interrupts the waiting. Its number is no sign of life: it may be another's by then.
 wait_child() { # PID
-	wait "$1"
-	while kill -0 "$1" 2>/dev/null; do
-		stop_sending
+	until
 		wait "$1"
+		[ $? -le 128 ]
+	do
+		stop_sending
 	done
 }
 

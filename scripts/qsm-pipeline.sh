@@ -563,7 +563,9 @@ tmp='' interrupted='' job=''
 interrupt() {
 	interrupted=1
 	warn "interrupted"
-	[ -z "$tmp" ] || stop_sending
+	[ -n "$tmp" ] || return 0
+	true 2>/dev/null >"$tmp/interrupted"
+	stop_sending
 }
 
 only=''

@@ -309,6 +309,8 @@ send_parts() {
 		# shellcheck disable=SC2086
 		vhd-send $opt_progress ${opt_quiet:+--quiet} $opt_compress --receipt="$send_x.sent" "$@" &
 		echo $! >"$send_x.pid"
+		# An interrupt that came before it could be found.
+		{ [ -z "$interrupted" ] && [ ! -e "$tmp/interrupted" ]; } || kill $!
 		remember_child $!
 		wait $!
 		echo $? >"$send_x.status"
@@ -515,7 +517,9 @@ watcher=''
 
 stop_watching() {
 	[ -n "$watcher" ] || return 0
-	kill "$watcher" 2>/dev/null
+	# A shell that has traps loses what comes between its fork and their end in the child, except this: one that
+	# lived on would be waited for without end.
+	kill -9 "$watcher" 2>/dev/null
 	wait "$watcher" 2>/dev/null
 	watcher=''
 }

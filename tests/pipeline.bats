@@ -467,6 +467,17 @@ fixed_guest() {
 	nothing_is_lost a
 }
 
+@test "a signal before the copy: nothing is copied, and the same command goes on" {
+	small_guest
+	at checkpoint 'kill -TERM $pipeline'
+	run move
+	assert_status 75
+	[ ! -e "$dest/guest/vda.vhd" ] || fail "copied all the same"
+	run move
+	assert_status 0
+	runs_at b
+}
+
 @test "a signal before the commit: the guest goes on at the source" {
 	small_guest
 	at pausing "kill -TERM \$pipeline"
