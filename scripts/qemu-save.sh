@@ -92,11 +92,16 @@ save_receivers() {
 	fi
 	(
 		cd "$rd" || exit
-		exec socat -u -b1048576 UNIX-LISTEN:save.sock,mode=0600 STDOUT
+		# Should we be killed before QEMU comes, whoever reads the state must not wait for ever.
+		exec socat -u -b1048576 UNIX-LISTEN:save.sock,mode=0600,accept-timeout=300 STDOUT
 	) >"$save_out" 2>"$work/error" 3>&- 7>&- 8>&- 9>&- &
 	recv_pid=$!
+	save_tries=0
 	until [ -S "$rd/save.sock" ]; do
-		! gone "$recv_pid" || die 69 "$name: socat: $(cat "$work/error")"
+		save_tries=$((save_tries + 1))
+		if gone "$recv_pid" || [ $save_tries -ge 3000 ]; then
+			die 69 "$name: socat does not listen: $(cat "$work/error")"
+		fi
 		sleep 0.01
 	done
 }
@@ -246,12 +251,19 @@ load_state() {
 }
 
 load_wait() {
+	load_tries=0 load_idle=0
 	while :; do
 		qmp '{"execute":"query-migrate"}' || load_failed
 		case $qmp_line in
 		*'"status": "completed"'*) break ;;
 		*'"status": "failed"'*) load_failed ;;
 		esac
+		# Looked at every ten seconds: who sends has ended, and nothing comes of it.
+		load_tries=$((load_tries + 1))
+		if [ $((load_tries % 500)) -eq 0 ] && gone "$send_pid"; then
+			load_idle=$((load_idle + 1))
+			[ $load_idle -lt 6 ] || load_failed
+		fi
 		sleep 0.02
 	done
 	kill "$send_pid" 2>/dev/null
@@ -259,11 +271,14 @@ load_wait() {
 	send_pid=''
 	rm -f -- "$rd/load.sock"
 	# All is loaded; QEMU takes over the disks a moment later.
+	load_tries=0
 	while read_state; do
 		case $qmp_line in
 		*'"inmigrate"'*) sleep 0.01 ;;
 		*) break ;;
 		esac
+		load_tries=$((load_tries + 1))
+		[ $load_tries -lt 3000 ] || load_failed
 	done
 }
 

@@ -805,6 +805,24 @@ killed_everywhere() { # VERB
 	[ "$(json vm .starts)" = 2 ]
 }
 
+@test "a QEMU that does not answer lets nobody wait for ever, however many look" {
+	local pids='' p status
+	guest vm
+	kill -STOP "$(json vm .pid)"
+	for p in 1 2 3 4; do
+		timeout 60 hv-qemu status vm 2>"err.$p" &
+		pids="$pids $!"
+	done
+	for p in $pids; do
+		status=0
+		wait "$p" || status=$?
+		assert_status 69
+	done
+	grep -q 'does not answer' err.1
+	kill -CONT "$(cat run/*/qemu.pid)"
+	state_is vm running
+}
+
 @test "a guest that switches itself off leaves nothing running" {
 	guest vm
 	hv-qemu --quiet stop --force vm
