@@ -272,7 +272,8 @@ static int finish(struct recv *r, struct img_err *err)
 
 	if (r->verify && !(r->onto && partial_is_done(r->partial))) {
 		if ((new && img_create_complete(new, err)) || verify(r, err)) {
-			r->worthless = err->code == IMG_IO;
+			/* Once it is being merged, the disk opens below it only. */
+			r->worthless = err->code == IMG_IO && !partial_is_applied(r->partial);
 			return -1;
 		}
 	}

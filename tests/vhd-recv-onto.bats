@@ -206,6 +206,23 @@ closed() {
 	updated
 }
 
+@test "once it is being merged, what cannot be read back stays" {
+	need strace
+	send >s
+	local total
+	total=$(strace -qq -e trace=pwrite64 vhd-recv --onto dst/disk.vhd <s 2>&1 | grep -c 'pwrite64(')
+	cp src/base.vhd dst/disk.vhd
+	run env ASAN_OPTIONS=detect_leaks=0 strace -qq -o trace -e trace=pwrite64 \
+		-e inject=pwrite64:signal=KILL:when=$((total - 20)) vhd-recv --onto dst/disk.vhd <s
+	assert_status 137
+	send >rest
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -P dst/.disk.vhd.onto.tmp -e trace=pread64 \
+		-e inject=pread64:error=EIO:when=20+ vhd-recv --verify --onto dst/disk.vhd <rest
+	assert_status 74
+	send | vhd-recv --verify --onto dst/disk.vhd
+	updated
+}
+
 @test "through a symbolic link" {
 	mkdir elsewhere
 	mv dst/disk.vhd elsewhere
