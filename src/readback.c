@@ -85,23 +85,47 @@ static int check_whole(struct img_chain *c, const struct stream_totals *totals, 
 	return 0;
 }
 
+/*
+ * A difference is only right together with the copy that it is from. That was not written here:
+ * where the file holds what came and the disk is another one all the same, the copy is not what the
+ * sender has its sums of.
+ */
+static int check_difference(struct img_chain *c, const char *path,
+			    const struct stream_totals *totals, bool *same,
+			    struct cli_progress *progress, struct img_err *err)
+{
+	bool right;
+
+	if (check_increment(c, totals, same, progress, err))
+		return -1;
+	/* The rest of a stream may come without. */
+	if (!*same || !*totals->content_sum)
+		return 0;
+	if (check_whole(c, totals, &right, progress, err))
+		return -1;
+	return right ? 0
+		     : img_err_set(err, IMG_DATA,
+				   "%s: together with its base it is not the disk that was sent: "
+				   "the base has changed since its sums were made",
+				   path);
+}
+
 int readback_check(const char *path, const struct img_open *opts, const struct stream_begin *begin,
 		   const struct stream_totals *totals, struct cli_progress *progress,
 		   struct img_err *err)
 {
 	struct img_chain *c = NULL;
 	bool same = false;
-	int rc = -1;
+	int rc = 0;
 
 	if (drop_cache(path, err) || img_open(&c, path, opts, err))
 		return -1;
-	if (img_size(c) == begin->size)
-		/* A difference is only right together with the copy that it is from. */
-		rc = begin->kind == STREAM_INCREMENT
-			     ? check_increment(c, totals, &same, progress, err)
-			     : check_whole(c, totals, &same, progress, err);
-	else
-		rc = 0;
+	if (img_size(c) == begin->size && begin->kind == STREAM_WHOLE)
+		rc = check_whole(c, totals, &same, progress, err);
+	else if (img_size(c) == begin->size && begin->kind == STREAM_INCREMENT)
+		rc = check_increment(c, totals, &same, progress, err);
+	else if (img_size(c) == begin->size)
+		rc = check_difference(c, path, totals, &same, progress, err);
 	if (rc == 0 && !same)
 		rc = img_err_set(
 			err, IMG_IO,

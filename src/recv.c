@@ -273,7 +273,8 @@ static int finish(struct recv *r, struct img_err *err)
 	if (r->verify && !(r->onto && partial_is_done(r->partial))) {
 		if ((new && img_create_complete(new, err)) || verify(r, err)) {
 			/* Once it is being merged, the disk opens below it only. */
-			r->worthless = err->code == IMG_IO && !partial_is_applied(r->partial);
+			r->worthless = (err->code == IMG_IO || err->code == IMG_DATA) &&
+				       !partial_is_applied(r->partial);
 			return -1;
 		}
 	}

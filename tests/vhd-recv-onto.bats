@@ -46,6 +46,21 @@ updated() {
 	[ "$(ls -A dst)" = disk.vhd ]
 }
 
+@test "a difference from what the copy was once: --verify does not take it, and says so" {
+	cp src/base.raw dst/disk.raw
+	cp src/base.raw new.raw
+	vhd-sum -q --blocks dst/disk.raw >sums
+	printf x | dd of=new.raw bs=1 seek=5M conv=notrunc status=none
+	vhd-send --raw --against=sums new.raw >s
+	printf x | dd of=dst/disk.raw bs=1 seek=15M conv=notrunc status=none
+	base=$(sha dst/disk.raw)
+	run --separate-stderr vhd-recv --base-changed --verify --onto dst/disk.raw <s
+	assert_status 65
+	[[ $stderr == *'the base has changed'* ]]
+	[ "$(sha dst/disk.raw)" = "$base" ]
+	[ -z "$(find dst -name '.*.tmp')" ]
+}
+
 @test "a raw disk, also" {
 	cp src/base.raw dst/disk.raw
 	head -c 16M /dev/urandom >new.raw
