@@ -254,6 +254,15 @@ static int trim(struct job *j, const struct img_err *bad, struct img_err *err)
 	return 0;
 }
 
+/* Of a stored stream that was cut something can be kept. */
+static int fail(const struct job *j, const struct img_err *bad, struct img_err *err)
+{
+	if (!j->path || !j->marked || !j->totals.cut)
+		return img_err_set(err, bad->code, "%s", bad->msg);
+	return img_err_set(err, bad->code, "%s; or go on behind byte %" PRIu64 ": vhd-stream trim %s",
+			   bad->msg, j->mark.wire_bytes, j->path);
+}
+
 static int open_stream(struct job *j, struct img_err *err)
 {
 	const bool write = j->verb == TRIM && !j->dry_run;
@@ -293,7 +302,7 @@ static int work(struct job *j, struct img_err *err)
 	if (j->verb == TRIM)
 		return trim(j, &bad, err);
 	if (bad.code)
-		return img_err_set(err, bad.code, "%s", bad.msg);
+		return fail(j, &bad, err);
 	return j->verb == VERIFY ? print_verified(j, err) : 0;
 }
 
