@@ -23,9 +23,6 @@
 
 #include "sums.h"
 
-/* Files that together are smaller are read as quickly as their sums are looked at. */
-#define WORTH (64ull << 20)
-
 /* Below it are more sums than anybody needs: a merge leaves all in one file. */
 enum { MOST_FILES = 8 };
 
@@ -35,8 +32,8 @@ struct img_sums {
 	struct sums_out out;
 	uint64_t size;
 	uint64_t next; /* chunk behind the last one that was added */
-	bool frozen; /* IDENTITY is what the sums are of */
-	uint8_t identity[IMG_SUM_BYTES];
+	bool frozen; /* HEAD says what the sums are of */
+	struct sums_head head;
 	bool expected; /* the file that they are of will be this one */
 	struct stat expect;
 };
@@ -88,23 +85,22 @@ static bool keeps(const struct img_chain *c, unsigned from)
 		if (c->layer[i]->file.block_device || c->layer[i]->file.lock == IO_UNLOCKED)
 			return false;
 	/* The base must be there, or the identity says too little. */
-	return file_bytes(c, from) >= WORTH && !c->layer[c->n - 1]->info.has_parent;
+	return sums_worth(file_bytes(c, from)) && !c->layer[c->n - 1]->info.has_parent;
 }
 
 /* Nobody has written since the identity was taken, and whoever will is seen by it. */
 static bool freeze(struct img_sums *s, struct img_chain *c, unsigned from)
 {
-	uint8_t again[IMG_SUM_BYTES];
+	struct sums_head again;
 	struct stat st;
 
-	if (img_identity(c, from, c->n, s->identity, NULL) < 0)
+	if (!sums_describe(&s->head, c, from))
 		return false;
 	for (unsigned i = from; i < c->n; i++)
 		if (fstat(c->layer[i]->file.fd, &st) < 0 ||
 		    !sums_out_later(&s->out, st.st_dev, &st.st_ctim))
 			return false;
-	s->frozen = img_identity(c, from, c->n, again, NULL) == 0 &&
-		    memcmp(again, s->identity, sizeof(again)) == 0;
+	s->frozen = sums_describe(&again, c, from) && sums_same(&again, &s->head);
 	return s->frozen;
 }
 
@@ -124,7 +120,8 @@ struct img_sums *img_sums_begin_new(struct img_chain *made, const struct img_cha
 	struct img_sums *s;
 	struct stat st;
 
-	if (fstat(l->file.fd, &st) < 0 || (uint64_t)st.st_size + file_bytes(base, 0) < WORTH)
+	if (fstat(l->file.fd, &st) < 0 ||
+	    !sums_worth((uint64_t)st.st_size + file_bytes(base, 0)))
 		return NULL;
 	s = sums_new(l->file.real, made->size);
 	/* Its name and mode will change, and the time of that; its content, with that time, not. */
@@ -140,13 +137,13 @@ struct img_sums *img_sums_begin_new(struct img_chain *made, const struct img_cha
 /* Still what it was when it was begun? */
 static bool unchanged(struct img_sums *s, struct img_chain *c, unsigned from, const struct stat *st)
 {
-	uint8_t now[IMG_SUM_BYTES];
+	struct sums_head now;
 
-	if (img_identity(c, from, c->n, now, NULL) < 0 || c->layer[from]->info.size != s->size)
+	if (!sums_describe(&now, c, from) || now.size != s->size)
 		return false;
 	if (s->frozen)
-		return memcmp(now, s->identity, sizeof(now)) == 0;
-	memcpy(s->identity, now, sizeof(now));
+		return sums_same(&now, &s->head);
+	s->head = now;
 	return s->expected && st->st_ino == s->expect.st_ino && st->st_dev == s->expect.st_dev &&
 	       st->st_size == s->expect.st_size &&
 	       memcmp(&st->st_mtim, &s->expect.st_mtim, sizeof(st->st_mtim)) == 0;
@@ -154,14 +151,11 @@ static bool unchanged(struct img_sums *s, struct img_chain *c, unsigned from, co
 
 static void store(struct img_sums *s, struct img_chain *c, unsigned from)
 {
-	struct sums_head h = { .size = s->size };
 	struct stat st;
 
 	if (keeps(c, from) && fstat(c->layer[from]->file.fd, &st) == 0 &&
-	    unchanged(s, c, from, &st) && sums_boot(h.boot)) {
-		memcpy(h.identity, s->identity, sizeof(h.identity));
-		(void)sums_out_publish(&s->out, c->layer[from]->file.real, &h, &st);
-	}
+	    unchanged(s, c, from, &st))
+		(void)sums_out_publish(&s->out, c->layer[from]->file.real, &s->head, &st);
 	img_sums_drop(s);
 }
 
@@ -198,21 +192,21 @@ static void known_rewind(struct known *k)
 /* NULL: nothing is. */
 static struct known *known_open(struct img_chain *c, unsigned from)
 {
-	struct sums_head want = { .size = c->layer[from]->info.size };
 	struct known *k = calloc(1, sizeof(*k));
+	struct sums_head want;
 
-	if (!k || !sums_boot(want.boot))
-		goto none;
+	if (!k)
+		return NULL;
 	k->chain.n = c->n - from;
-	k->chain.size = want.size;
+	k->chain.size = c->layer[from]->info.size;
 	memcpy(k->chain.layer, c->layer + from, k->chain.n * sizeof(c->layer[0]));
-	k->chunks = sums_chunks(want.size);
+	k->chunks = sums_chunks(k->chain.size);
 	for (unsigned i = 0; i < k->chain.n && k->n < MOST_FILES; i++) {
 		struct img *l = k->chain.layer[i];
 
 		/* Those of a disk of another size say nothing of its last chunk, at least. */
-		if (l->info.size != want.size || !keeps(&k->chain, i) ||
-		    img_identity(&k->chain, i, k->chain.n, want.identity, NULL) < 0)
+		if (l->info.size != k->chain.size || !keeps(&k->chain, i) ||
+		    !sums_describe(&want, &k->chain, i))
 			continue;
 		k->file[k->n].layer = i;
 		if (sums_in_open(&k->file[k->n].in, l, &want))
@@ -220,7 +214,6 @@ static struct known *known_open(struct img_chain *c, unsigned from)
 	}
 	if (k->n)
 		return k;
-none:
 	free(k);
 	return NULL;
 }

@@ -23,8 +23,13 @@ struct sums_head {
 	uint64_t size; /* of the disk */
 	uint8_t identity[IMG_SUM_BYTES];
 	uint8_t boot[16];
-	uint64_t runs;
+	uint64_t runs; /* how many there are; no part of what they are of */
 };
+/* Of what layer FROM shows. False: that cannot be told apart from what will be. */
+bool sums_describe(struct sums_head *h, struct img_chain *c, unsigned from);
+bool sums_same(const struct sums_head *a, const struct sums_head *b);
+/* Whether a disk in so many bytes of files is large enough. */
+bool sums_worth(uint64_t file_bytes);
 
 uint64_t sums_chunks(uint64_t size);
 /* Of this run of the system; false: it does not tell. */

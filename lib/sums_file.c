@@ -60,6 +60,25 @@ bool sums_boot(uint8_t boot[16])
 	return good;
 }
 
+/* Smaller files are read as quickly as their sums are looked at. */
+bool sums_worth(uint64_t file_bytes)
+{
+	return file_bytes >= 64ull << 20;
+}
+
+bool sums_describe(struct sums_head *h, struct img_chain *c, unsigned from)
+{
+	memset(h, 0, sizeof(*h));
+	h->size = c->layer[from]->info.size;
+	return img_identity(c, from, c->n, h->identity, NULL) == 0 && sums_boot(h->boot);
+}
+
+bool sums_same(const struct sums_head *a, const struct sums_head *b)
+{
+	return a->size == b->size && memcmp(a->identity, b->identity, sizeof(a->identity)) == 0 &&
+	       memcmp(a->boot, b->boot, sizeof(a->boot)) == 0;
+}
+
 static void head_put(uint8_t b[HEAD_LEN], const struct sums_head *h)
 {
 	memcpy(b, MAGIC, 8);
@@ -335,10 +354,8 @@ static bool check(struct sums_in *s, const struct img *l, const struct sums_head
 		return false;
 	if (io_read(&s->file, head, sizeof(head), 0, NULL) < 0 || !head_get(&s->head, head))
 		return false;
-	if (s->head.size != want->size || memcmp(s->head.identity, want->identity, 16) != 0 ||
-	    memcmp(s->head.boot, want->boot, 16) != 0)
-		return false;
-	if (s->head.runs > sums_chunks(s->head.size) ||
+	if (!sums_same(&s->head, want) ||
+	    s->head.runs > sums_chunks(s->head.size) ||
 	    (uint64_t)st->st_size != HEAD_LEN + s->head.runs * RUN_LEN + SUM_LEN)
 		return false;
 	s->buf = malloc(BUF_LEN);

@@ -24,6 +24,8 @@ sample() {
 		${QSM_CRASH_SEED:+--seed="$QSM_CRASH_SEED"}
 	printf '# %s\n' "${lines[0]}" "${lines[-1]}" >&3
 	assert_status 0
+	# kept sums were there to be looked at
+	[[ "${lines[-1]}" != *" 0 kept sums"* ]] || [ "$states" -lt 800 ] || fail "no sums were kept"
 }
 
 @test "crash: a merge leaves the child's view alone, and the parent whole or unopened" {

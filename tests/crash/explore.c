@@ -35,6 +35,7 @@
 #include <xxhash.h>
 
 #include "bytes.h"
+#include "kept.h"
 #include "ops.h"
 
 static const struct op *const ops[] = {&op_merge, &op_flatten, &op_snap,     &op_create, &op_fill,
@@ -146,7 +147,7 @@ static bool check_now(struct job *j, struct session *s, bool done, bool power, u
 {
 	struct when when = {done, power, pos, &s->tape};
 
-	return j->op->check(&j->w, s->ctx, &when);
+	return j->op->check(&j->w, s->ctx, &when) && kept_holds(&j->w, &when);
 }
 
 /* Runs on BASE, which the folder need not hold yet; the result is checked. */
@@ -448,6 +449,8 @@ static void scenario_begin(struct job *j, const struct op *op, uint64_t seed,
 	rng_seed(&j->w.rng, seed);
 	rng_seed(&j->rng, seed + 1);
 	op->build(&j->w);
+	if (rng_one_in(&j->rng, 2))
+		kept_plant(&j->w);
 	j->thorough = rng_one_in(&j->rng, j->w.big || j->w.wide ? 40 : 10);
 }
 
@@ -492,6 +495,7 @@ static bool explore(struct job *j, const struct op *op, const struct arguments *
 	struct rng r;
 
 	memset(&count, 0, sizeof(count));
+	kept_believed = 0;
 	rng_seed(&r, a->seed ^ XXH3_64bits(op->name, strlen(op->name)));
 	do
 		if (!scenario(j, op, rng_next(&r) >> 16, f))
@@ -499,9 +503,11 @@ static bool explore(struct job *j, const struct op *op, const struct arguments *
 	while (states() < a->states && seconds_now() - began < (double)a->seconds);
 	printf("ok: %s: %lu states (%lu prefixes, %lu subsets and torn writes, %lu failed calls, "
 	       "%lu kills, "
-	       "%lu of a second crash) of %lu scenarios, finished %lu times, %.1f s\n",
+	       "%lu of a second crash) of %lu scenarios, finished %lu times, "
+	       "%lu kept sums believed, %.1f s\n",
 	       op->name, states(), count.prefixes, count.subsets, count.faults, count.kills,
-	       count.twice, count.scenarios, count.again, seconds_now() - began);
+	       count.twice, count.scenarios, count.again, kept_believed,
+	       seconds_now() - began);
 	fflush(stdout);
 	return true;
 }

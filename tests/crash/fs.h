@@ -16,8 +16,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define FS_NODES 48
-#define FS_NAMES 48
+#define FS_NODES 96
+#define FS_NAMES 96
 #define FS_PATH 256
 
 struct node {
