@@ -230,7 +230,7 @@ static void on_covered(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[
 {
 	struct reader *r = ctx;
 
-	r->v->chunks(r->v->ctx, first, n, sum);
+	stream_relay_chunks(r->relay, first, n, sum);
 }
 
 static int make_sums(struct reader *r, struct img_err *err)

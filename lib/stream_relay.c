@@ -276,10 +276,18 @@ void stream_relay_chunks(struct stream_relay *r, uint64_t first, uint64_t n,
 			 const uint8_t sum[IMG_SUM_BYTES])
 {
 	struct event e = {.kind = CHUNKS, .off = first, .len = n};
+	struct batch *b = &r->ring[r->filled % RING];
+	struct event *last = b->n ? &b->event[b->n - 1] : NULL;
 	struct img_err later = {0}; /* a failure stays, and is met again */
 
 	if (!r->v->chunks)
 		return;
+	/* Of zeros there may be millions. */
+	if (last && last->kind == CHUNKS && first == last->off + last->len &&
+	    memcmp(last->sum, sum, IMG_SUM_BYTES) == 0) {
+		last->len += n;
+		return;
+	}
 	memcpy(e.sum, sum, IMG_SUM_BYTES);
 	(void)add(r, &e, &later);
 }

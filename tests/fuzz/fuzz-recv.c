@@ -12,6 +12,7 @@
 #include "config.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,6 +36,7 @@ struct recv {
 	enum img_type type; /* wished, of whole disks */
 	bool direct;
 	bool apart;	       /* the visitor has a thread */
+	pthread_t reader;      /* not that one */
 	unsigned fails, calls; /* the number of the call that fails, from 1; of those made */
 	struct img_create create;
 	struct stream_begin begin;
@@ -121,8 +123,16 @@ static int on_resume(void *ctx, const struct stream_begin *b, struct stream_mark
 	return img_create_resume(&r->new, r->path, &r->create, mark->off, r->end, err);
 }
 
+/* All that is visited is visited by one thread. */
+static void visited(const struct recv *r)
+{
+	if ((pthread_equal(pthread_self(), r->reader) != 0) == r->apart)
+		fuzz_die(NULL, "visited from another thread");
+}
+
 static void range(struct recv *r, uint64_t off, uint64_t len)
 {
+	visited(r);
 	if (!r->new || !len || off < r->pos || off + len < off || off + len > r->begin.size)
 		fuzz_die(NULL, "%llu bytes at %llu", (unsigned long long)len,
 			 (unsigned long long)off);
@@ -168,6 +178,7 @@ static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[I
 {
 	struct recv *r = ctx;
 
+	visited(r);
 	if (r->chunks == MAX_CHUNKS)
 		fuzz_die(NULL, "more chunks than the disk has");
 	r->chunk[r->chunks] = (struct chunks){.first = first, .n = n};
@@ -178,6 +189,7 @@ static int on_mark(void *ctx, const struct stream_mark *m, struct img_err *err)
 {
 	struct recv *r = ctx;
 
+	visited(r);
 	if (m->off < r->pos || m->off > r->begin.size ||
 	    (m->off % STREAM_PIECE && m->off != r->begin.size))
 		fuzz_die(NULL, "a mark at %llu", (unsigned long long)m->off);
@@ -255,6 +267,7 @@ static void start(struct recv *r, const uint8_t *head)
 
 	*r = (struct recv){
 		.type = types[head[1] % 3], .apart = head[1] & 0x80, .direct = head[0] & DIRECT};
+	r->reader = pthread_self();
 	memset(r->uuid, 0x5a, 16);
 	snprintf(r->path, sizeof(r->path), "%s", fuzz_path("out"));
 	snprintf(r->partial, sizeof(r->partial), "%s", fuzz_path("partial"));
