@@ -128,7 +128,7 @@ sanitized=$(grep -l -s __asan_init "$QSM_BUILD/src/vhd-info" || :)
 limited() {
 	(
 		[ -n "$sanitized" ] || ulimit -v "${MEMORY:-400000}"
-		exec timeout "${SECONDS_MAX:-10}" "$@"
+		exec timeout "$patience" "$@"
 	)
 }
 

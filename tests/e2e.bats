@@ -175,12 +175,12 @@ disks_are_equal() {
 
 @test "a link that is cut during the copy: try again, and the same command finishes" {
 	needs_root
-	scene_up --rate=50mbit
+	scene_up --rate=20mbit
 	scene_guest
 	scene_start
 	scene_move --retry=0 3>&- &
 	pid=$!
-	wait_for 60 bytes_arrived 4000000
+	wait_for bytes_arrived 4000000
 	scene_hosts link cut
 	status=0
 	wait "$pid" || status=$?
@@ -211,10 +211,10 @@ disks_are_equal() {
 
 @test "a destination that fills up during the copy: the guest runs on at the source" {
 	needs_root
-	scene_up --rate=50mbit
+	scene_up --rate=20mbit
 	scene_guest
 	scene_start
-	scene_hosts exec b mount -t tmpfs -o size=1g tmpfs /srv/arrived
+	scene_hosts exec b mount -t tmpfs -o size=512m tmpfs /srv/arrived
 	scene_hosts exec b sh -c '
 		until [ "$(du -s -B1 /srv/arrived | cut -f1)" -gt 2000000 ]; do sleep 0.1; done
 		dd if=/dev/zero of=/srv/arrived/filler bs=1M 2>/dev/null' 3>&- &

@@ -57,6 +57,9 @@ at_a() { # TEXT
 $1"
 }
 
+# For at_a: the servers of disks end.
+gone='pkill -x nbdkit; while pgrep -x nbdkit >/dev/null; do sleep 0.1; done'
+
 at_b() { # TEXT
 	scene_hosts exec b bash -e -o pipefail -c "cd /srv
 $1"
@@ -262,7 +265,7 @@ same() { # FILE FILE, of the hosts: as their guests see them
 	at_a "$(cat "$scene/script"); echo \"\$child\" >child"
 	same "$scene/a/srv/disk.vhd" "$scene/b/root/copy.vhd"
 	# At rest, as it says.
-	at_a "pkill -x nbdkit; sleep 1; child=\$(cat child); $(example vhd-snap.1 3 | tail -n 1)"
+	at_a "$gone; child=\$(cat child); $(example vhd-snap.1 3 | tail -n 1)"
 }
 
 @test "vm-export(1) and vm-import(1)" {
@@ -381,7 +384,7 @@ $(cat "$scene/script")"
 	at_a 'vhd-send monday.avhd | ssh backup vhd-recv -q /srv/backup/monday.avhd; ln -s monday.avhd vda
 		nbdkit -U vda.nbd "$QSM_PLUGIN" file=vda control=vda.ctl; until [ -S vda.ctl ]; do sleep 0.1; done' >/dev/null
 	example qsm.7 5 | sed -n 1p >"$scene/script"
-	at_a "$(cat "$scene/script"); [ -f \"\$new\" ]; pkill -x nbdkit; sleep 1; mv \"\$new\" tuesday.avhd"
+	at_a "$(cat "$scene/script"); [ -f \"\$new\" ]; $gone; mv \"\$new\" tuesday.avhd"
 	at_a "$(example qsm.7 5 | sed 1d)"
 	same "$scene/a/srv/tuesday.avhd" "$scene/b/srv/backup/tuesday.avhd"
 	at_a 'cp d.vhd a.vhd; vhd-snap -q --output=b.avhd a.vhd; cp content disk.raw; vhd-snap -q --output=d.avhd d.vhd' >/dev/null
@@ -424,11 +427,11 @@ $(cat "$scene/script")"
 	mkdir srv
 	cp disk.vhd srv
 	mkfifo pipe
-	{ vhd-send --from=disk.vhd disk.avhd 2>/dev/null | head -c 400; exec sleep 30; } >pipe 3>&- &
+	{ vhd-send --from=disk.vhd disk.avhd 2>/dev/null | head -c 400; exec sleep 600; } >pipe 3>&- &
 	local sender=$! receiver
 	vhd-recv --onto srv/disk.vhd <pipe 3>&- &
 	receiver=$!
-	wait_for 10 test -e srv/disk.vhd.merging
+	wait_for test -e srv/disk.vhd.merging
 	kill -KILL $receiver $sender
 	wait $receiver $sender || :
 	run vhd-info srv/disk.vhd

@@ -60,10 +60,13 @@ needs_root() {
 	[ "$(id -u)" = 0 ] || skip "needs root"
 }
 
-# wait_for SECONDS COMMAND…: until the command succeeds.
+# Seconds after which something is taken to hang: many, since the machine may be slow and busy, and limits
+# cost nothing where all goes well.
+patience=120
+
+# wait_for COMMAND…: until the command succeeds.
 wait_for() {
-	local tries=$(($1 * 20))
-	shift
+	local tries=$((patience * 20))
 	until "$@"; do
 		tries=$((tries - 1))
 		[ "$tries" -gt 0 ] || fail "waited in vain for: $*"
@@ -79,7 +82,12 @@ qemu_opens() {
 	stdbuf -oL qemu-io "$@" <"$pipe.in" >"$pipe.out" 3>&- &
 	exec 7>"$pipe.in"
 	echo 'read 0 512' >&7
-	wait_for 10 grep -q 'read 512/512' "$pipe.out"
+	wait_for grep -q 'read 512/512' "$pipe.out"
+}
+
+# is_traced PID: a tracer has each of its threads; it takes them one after the other.
+is_traced() {
+	! grep -q '^TracerPid:[[:space:]]*0$' "/proc/$1/task/"*/status
 }
 
 # catches_term PID: the program has begun and ends in its own way at SIGTERM (bit 14 of the mask).

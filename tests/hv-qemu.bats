@@ -45,7 +45,7 @@ guest() { # NAME
 	hv-qemu --quiet define guest.xml
 	hv-qemu --quiet start "$1"
 	console=$(echo run/*/)console.log
-	wait_for 60 acknowledged 20
+	wait_for acknowledged 20
 }
 
 acknowledged() { # N more than before
@@ -56,7 +56,7 @@ acknowledged() { # N more than before
 works() {
 	local n
 	n=$(grep -c '^ACK ' "$console")
-	wait_for 30 acknowledged $((n + 10))
+	wait_for acknowledged $((n + 10))
 }
 
 stands_still() {
@@ -396,7 +396,7 @@ Zeilen" "-n" 'ü&<>'; do
 	hv-qemu --quiet stop 'the "guest"'
 	state_is 'the "guest"' off
 	grep -q '^END' "$console"
-	wait_for 5 eval '[ -z "$(processes)" ]'
+	wait_for eval '[ -z "$(processes)" ]'
 	nothing_lost 'the "guest"'
 }
 
@@ -405,12 +405,12 @@ Zeilen" "-n" 'ü&<>'; do
 	guest vm
 	hv-qemu --quiet stop --force vm
 	# A pipe ends when its last writer does.
-	run timeout 20 sh -c 'hv-qemu start vm 2>&1 | cat'
+	run timeout "$patience" sh -c 'hv-qemu start vm 2>&1 | cat'
 	assert_status 0
 	hv-qemu --quiet pause vm
 	hv-qemu --quiet save vm state >/dev/null
 	hv-qemu --quiet stop vm
-	run timeout 20 sh -c 'hv-qemu restore vm - <state 2>&1 3>&1 | cat'
+	run timeout "$patience" sh -c 'hv-qemu restore vm - <state 2>&1 3>&1 | cat'
 	assert_status 0
 	state_is vm running
 }
@@ -462,7 +462,7 @@ Zeilen" "-n" 'ü&<>'; do
 	run hv-qemu restore vm short
 	assert_status 65
 	state_is vm off
-	wait_for 5 eval '[ -z "$(processes)" ]'
+	wait_for eval '[ -z "$(processes)" ]'
 	hv-qemu --quiet restore vm state
 	works
 }
@@ -478,17 +478,17 @@ Zeilen" "-n" 'ü&<>'; do
 @test "a save that is interrupted leaves the guest as it was" {
 	guest vm
 	mkfifo pipe
-	sleep 60 <pipe &
+	sleep 600 <pipe 3>&- &
 	reader=$!
 	hv-qemu --quiet save vm - >pipe 2>err &
 	saver=$!
-	wait_for 20 eval '[ "$(hv-qemu status vm)" != running ]'
+	wait_for eval '[ "$(hv-qemu status vm)" != running ]'
 	kill "$saver"
 	wait "$saver" && fail "it succeeded"
 	works
 	hv-qemu --quiet save vm - >pipe 2>err &
 	saver=$!
-	wait_for 20 eval '[ "$(hv-qemu status vm)" != running ]'
+	wait_for eval '[ "$(hv-qemu status vm)" != running ]'
 	kill -9 "$saver"
 	wait "$saver" || :
 	hv-qemu --quiet resume vm
@@ -518,7 +518,7 @@ Zeilen" "-n" 'ü&<>'; do
 	hv-qemu --quiet stop vm
 	run hv-qemu restore vm state
 	assert_status 77
-	wait_for 5 eval '[ -z "$(processes)" ]'
+	wait_for eval '[ -z "$(processes)" ]'
 }
 
 @test "a guest that is put aside ends, and start goes on from there" {
@@ -605,7 +605,7 @@ Zeilen" "-n" 'ü&<>'; do
 	state_is vm off
 	hv-qemu --quiet start vm
 	[ ! -e vms/vm/saved ]
-	wait_for 60 eval '[ "$(grep -c "^BOOT" "$console")" -eq 2 ]'
+	wait_for eval '[ "$(grep -c "^BOOT" "$console")" -eq 2 ]'
 }
 
 @test "a saved state that is damaged is not loaded, and stays" {
@@ -658,7 +658,7 @@ Zeilen" "-n" 'ü&<>'; do
 	hv-qemu --quiet start vm
 	state_is vm paused
 	hv-qemu --quiet resume vm
-	wait_for 30 acknowledged 10
+	wait_for acknowledged 10
 	hv-qemu --quiet stop vm
 	cat "$console" >>before
 	mv before "$console"
@@ -773,7 +773,7 @@ killed_everywhere() { # VERB
 @test "a disk server that is killed and repaired in time goes unnoticed" {
 	guest vm
 	kill -9 "$(server_pid vda)"
-	wait_for 5 eval '[ "$(json vm ".disks[0].serving")" = false ]'
+	wait_for eval '[ "$(json vm ".disks[0].serving")" = false ]'
 	run hv-qemu status vm
 	assert_output_has 'the server of disk vda died'
 	hv-qemu --quiet repair vm
@@ -786,7 +786,7 @@ killed_everywhere() { # VERB
 @test "a disk server that is gone for too long pauses the guest, and resume brings it on" {
 	guest vm
 	kill -9 "$(server_pid vda)"
-	wait_for 30 eval '[ "$(hv-qemu status vm 2>/dev/null)" = paused ]'
+	wait_for eval '[ "$(hv-qemu status vm 2>/dev/null)" = paused ]'
 	[ "$(json vm .reason)" = "I/O error on its storage" ]
 	hv-qemu --quiet resume vm
 	works
@@ -797,7 +797,7 @@ killed_everywhere() { # VERB
 @test "a QEMU that is killed is a crash, and the VM starts again" {
 	guest vm
 	kill -9 "$(json vm .pid)"
-	wait_for 5 eval '[ "$(hv-qemu status vm 2>/dev/null)" = crashed ]'
+	wait_for eval '[ "$(hv-qemu status vm 2>/dev/null)" = crashed ]'
 	run hv-qemu resume vm
 	assert_status 75
 	hv-qemu --quiet start vm
@@ -810,7 +810,7 @@ killed_everywhere() { # VERB
 	guest vm
 	kill -STOP "$(json vm .pid)"
 	for p in 1 2 3 4; do
-		timeout 60 hv-qemu status vm 2>"err.$p" &
+		timeout "$patience" hv-qemu status vm 2>"err.$p" &
 		pids="$pids $!"
 	done
 	for p in $pids; do
@@ -828,8 +828,8 @@ killed_everywhere() { # VERB
 	hv-qemu --quiet stop --force vm
 	sed -i 's/panic=-1/panic=-1 qsm.count=30/' vms/vm/domain.xml
 	hv-qemu --quiet start vm
-	wait_for 60 eval '[ "$(hv-qemu status vm)" = off ]'
-	wait_for 10 eval '[ -z "$(processes)" ]'
+	wait_for eval '[ "$(hv-qemu status vm)" = off ]'
+	wait_for eval '[ -z "$(processes)" ]'
 }
 
 @test "autostart starts what has the flag, and nothing that has moved" {

@@ -60,6 +60,7 @@ snap_steps=('pwrite64 2' 'renameat2 1 2' 'fsync 2 4' 'sendto 2 3 4 5 6' 'recvfro
 		serve a file="$d/disk"
 		"$guest" load "$s/a.nbd" "$s/log.$i" --until-death --seed "$i" >"$s/load.out" &
 		load=$!
+		wait_for guest_writes
 		sleep 0.5
 		[ "$i" -ne 2 ] || vhd-snap -q --live="$s/a.ctl"
 		sleep 0.3
@@ -82,16 +83,12 @@ kill_server_at() {
 	strace -qq -o /dev/null -p "$tid" -e trace="$call" \
 		-e "inject=$call:signal=KILL:when=$n" 2>/dev/null 3>&- &
 	tracer=$!
-	wait_for 10 grep -q TracerPid:.[1-9] "/proc/$tid/status"
-	wait_for 10 guest_writes
+	wait_for grep -q TracerPid:.[1-9] "/proc/$tid/status"
+	wait_for guest_writes
 	vhd-snap -q --live="$s/a.ctl" >"$s/snap.out" 2>"$s/snap.err" && died=false || died=true
 	end_server a KILL
 	wait "$load"
 	wait "$tracer" || :
-}
-
-guest_writes() {
-	[ -n "$(find "$d" -newer "$s/a.nbd" -type f)" ]
 }
 
 @test "the server is killed at every step of a snapshot, and a restart loses nothing" {
@@ -134,7 +131,7 @@ start_over() {
 				-e "inject=${step%% *}:signal=KILL:when=$n" \
 				vhd-snap -q --live="$s/a.ctl" --live="$s/b.ctl" >/dev/null 2>&1 &&
 				fail "no such step: $step"
-			wait_for 10 nothing_prepared
+			wait_for nothing_prepared
 			for name in a b; do
 				leaf=$(control "$name" status | jq -r .leaf)
 				file=$(control "$name" status | jq -r .file)

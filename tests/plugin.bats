@@ -174,7 +174,7 @@ model_run() {
 	vhd-create --size=8M "$d/leaf"
 	nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" \
 		"$d/leaf" 3>&-
-	wait_for 10 test -s "$s/a.pid"
+	wait_for test -s "$s/a.pid"
 	run_refused file="$d/leaf"
 	assert_output_has lock
 }
@@ -240,11 +240,11 @@ model_run() {
 }
 
 @test "errors are shown before nbdkit goes into the background" {
-	run timeout 5 nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" \
+	run timeout 20 nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" \
 		file="$d/none.vhd" 3>&-
 	[ "$status" -ne 0 ]
 	assert_output_has none.vhd
-	run timeout 5 nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" 3>&-
+	run timeout 20 nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" 3>&-
 	[ "$status" -ne 0 ]
 	assert_output_has file=
 }
@@ -356,7 +356,7 @@ model_run() {
 		for i in range(100):
 		    c = socket.socket(socket.AF_UNIX)
 		    c.connect(sys.argv[1])
-		    c.settimeout(10)
+		    c.settimeout(100)
 		    held.append(c)
 		held[-1].sendall(b'status\n')
 		assert b'"ok":true' in held[-1].recv(65536)
@@ -376,7 +376,7 @@ model_run() {
 		        deaf.send(b'status\n' * 1000)
 		except BlockingIOError:
 		    pass
-		other.settimeout(10)
+		other.settimeout(100)
 		other.connect(sys.argv[1])
 		other.sendall(b'status\n')
 		assert b'"ok":true' in other.recv(65536)
@@ -423,7 +423,7 @@ served_with_child() {
 		d = sys.argv[2]
 		def client():
 		    c = socket.socket(socket.AF_UNIX)
-		    c.settimeout(10)
+		    c.settimeout(100)
 		    c.connect(sys.argv[1])
 		    return c
 		def ask(c, line):
@@ -439,7 +439,7 @@ served_with_child() {
 		assert ask(b, 'abort')['ok']
 		assert os.readlink(d + '/disk') == d + '/child.avhd'
 		a.close()
-		end = time.time() + 10
+		end = time.time() + 100
 		while ask(b, 'status')['prepared'] and time.time() < end:
 		    time.sleep(0.01)
 		assert os.readlink(d + '/disk') == d + '/base.vhd'
@@ -496,6 +496,7 @@ served_with_child() {
 	serve a file="$d/disk"
 	"$guest" load "$s/a.nbd" "$s/log" --seconds 6 >"$s/load.out" 2>&1 &
 	load=$!
+	wait_for guest_writes
 	for i in 1 2 3 4 5; do
 		sleep 0.6
 		leaf=$(readlink "$d/disk")
@@ -510,7 +511,7 @@ served_with_child() {
 	done
 	jq -r '.snapshots[0].blocked_us' "$s/snaps" | while read -r us; do
 		echo "held off for $us us" >&2
-		[ "$us" -lt 2000000 ]
+		[ "$us" -lt 10000000 ]
 	done
 }
 
@@ -520,9 +521,10 @@ served_with_child() {
 	serve a file="$d/disk"
 	strace -f -qq -o /dev/null -p "$(cat "$s/a.pid")" -e trace=pwrite64 \
 		-e inject=pwrite64:delay_enter=100000 2>/dev/null 3>&- &
-	wait_for 10 grep -q TracerPid:.[1-9] "/proc/$(cat "$s/a.pid")/status"
+	wait_for is_traced "$(cat "$s/a.pid")"
 	"$guest" load "$s/a.nbd" "$s/log" --seconds 2 --threads 4 >"$s/load.out" 2>&1 &
 	load=$!
+	wait_for guest_writes
 	for i in 1 2 3; do
 		sleep 0.5
 		leaf=$(readlink "$d/disk")

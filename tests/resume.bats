@@ -313,16 +313,16 @@ joined() {
 
 @test "a second receiver waits and gives up" {
 	mkfifo pipe
-	{ send_cut 3500000; exec sleep 30; } >pipe 3>&- &
+	{ send_cut 3500000; exec sleep 600; } >pipe 3>&- &
 	local sender=$!
 	vhd-recv --type=raw out <pipe 3>&- &
 	local receiver=$!
-	wait_for 5 test -e .out.partial-log.tmp
+	wait_for test -e .out.partial-log.tmp
 	vhd-send --raw disk.raw >s
-	run --separate-stderr timeout 15 vhd-recv --type=raw out <s
+	run --separate-stderr timeout "$patience" vhd-recv --type=raw out <s
 	assert_status 75
 	[[ $stderr == *another* ]]
-	run --separate-stderr timeout 15 vhd-recv --abort out
+	run --separate-stderr timeout "$patience" vhd-recv --abort out
 	assert_status 75
 	[ "$(status_of .state)" = receiving ]
 	kill $sender
@@ -338,7 +338,7 @@ joined() {
 	local first=$!
 	exec 5>fifo
 	head -c 2500000 s >&5
-	wait_for 5 test -e .out.partial.tmp
+	wait_for test -e .out.partial.tmp
 	vhd-recv --type=raw out <s 2>second.err 3>&- 5>&- &
 	local second=$! status=0
 	sleep 0.5
@@ -353,11 +353,11 @@ joined() {
 
 @test "a signal keeps what is durable" {
 	mkfifo pipe
-	{ send_cut 3500000; exec sleep 30; } >pipe 3>&- &
+	{ send_cut 3500000; exec sleep 600; } >pipe 3>&- &
 	local sender=$! status=0
 	vhd-recv --type=raw out <pipe 3>&- &
 	local receiver=$!
-	wait_for 5 sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -gt 3000000 ]'
+	wait_for sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -gt 3000000 ]'
 	kill -TERM $receiver
 	wait $receiver || status=$?
 	[ $status -eq 75 ]
@@ -369,21 +369,21 @@ joined() {
 
 @test "a terminal that is closed ends it as a signal does, but not under nohup" {
 	mkfifo pipe
-	{ send_cut 700000; exec sleep 30; } >pipe 3>&- &
+	{ send_cut 700000; exec sleep 600; } >pipe 3>&- &
 	local sender=$! status=0
 	vhd-recv --type=raw out <pipe 3>&- &
 	local receiver=$!
-	wait_for 5 test -e .out.partial.tmp
+	wait_for test -e .out.partial.tmp
 	kill -HUP $receiver
 	wait $receiver || status=$?
 	kill $sender
 	[ $status -eq 75 ]
 	nothing_left disk.raw pipe
-	{ send_cut 3500000; exec sleep 30; } >pipe 3>&- &
+	{ send_cut 3500000; exec sleep 600; } >pipe 3>&- &
 	sender=$!
 	(trap '' HUP; exec vhd-recv --type=raw out <pipe 3>&-) &
 	receiver=$!
-	wait_for 5 sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -gt 3000000 ]'
+	wait_for sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -gt 3000000 ]'
 	kill -HUP $receiver
 	sleep 0.3
 	kill -0 $receiver
@@ -398,7 +398,7 @@ joined() {
 	send >s
 	vhd-recv --type=raw out <s >full 3>&- &
 	local receiver=$!
-	wait_for 5 test -e out
+	wait_for test -e out
 	kill -KILL $receiver
 	wait $receiver || :
 	exec 8>&-
@@ -504,14 +504,14 @@ joined() {
 		came_whole dynamic
 		rm out
 		# The receiver dies, when that is durable and when it is not yet
-		{ head -c "$pos" whole; exec sleep 30; } >pipe 3>&- &
+		{ head -c "$pos" whole; exec sleep 600; } >pipe 3>&- &
 		sender=$!
 		vhd-recv --type=dynamic out <pipe 3>&- &
 		receiver=$!
 		if [ $((k % 2)) -eq 0 ]; then
-			wait_for 5 sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -eq '$((k << 20))' ]'
+			wait_for sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -eq '$((k << 20))' ]'
 		else
-			wait_for 5 test -e .out.partial.tmp
+			wait_for test -e .out.partial.tmp
 		fi
 		kill -KILL $receiver $sender
 		wait $receiver $sender || :
@@ -555,9 +555,9 @@ sent() {
 					tee relay.out 2>/dev/null |
 					sh -c "echo \$\$ >pid.vhd-recv; exec vhd-recv --type=dynamic out" >got 2>err
 				exit "${PIPESTATUS[2]}"' 2>/dev/null 3>&- &
-			wait_for 10 test -s pid.vhd-send
-			wait_for 10 test -s pid.vhd-recv
-			sleep "$(awk -v r=$RANDOM 'BEGIN { print r / 32768 * 0.3 }')"
+			wait_for test -s pid.vhd-send
+			wait_for test -s pid.vhd-recv
+			sleep "$(awk -v r=$RANDOM -v t="$tries" 'BEGIN { print r / 32768 * 0.3 * (1 + t / 10) }')"
 			kill -KILL "$(cat pid.$victim)" 2>/dev/null || :
 			status=0
 			wait $! || status=$?

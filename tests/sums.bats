@@ -432,7 +432,7 @@ coarse() {
 	truncate -s 66M disk.raw
 	coarse true
 	for _ in 1 2 3 4 5 6; do
-		wait_for 2 early
+		wait_for early
 		printf y | dd of=disk.raw bs=1 seek=40000000 conv=notrunc status=none
 		coarse vhd-sum -q disk.raw
 		printf x | dd of=disk.raw bs=1 seek=40000000 conv=notrunc status=none
@@ -448,7 +448,7 @@ coarse() {
 	coarse vhd-sum base.vhd
 	vhd-snap -q base.vhd -o leaf.avhd
 	writes leaf.avhd --fill=3:4K --seed=2
-	wait_for 2 early
+	wait_for early
 	coarse vhd-merge leaf.avhd
 	writes base.vhd --fill=60:64K --seed=6
 	model cat base.vhd >all
@@ -467,7 +467,7 @@ early() {
 	big disk.vhd
 	vhd-send disk.vhd >s
 	(
-		wait_for 20 test -e copy.vhd
+		wait_for test -e copy.vhd
 		printf x | dd of=copy.vhd bs=1 seek=40000000 conv=notrunc status=none
 	) 3>&- &
 	traced -f -o trace -e trace=renameat2 -e inject=renameat2:delay_exit=400000 vhd-recv copy.vhd <s
@@ -604,7 +604,7 @@ hostile() {
 		'r[1][0] = 0' 'r.reverse()' 'r[-1][0] = 2**32 - 1' 'h[3] += 512' 'h[2] = 4096' 'h[1] = 2' \
 		'r[-1][1] += 1' 'r += [[9, 9, bytes(16)]] * 5000; h[6] += 5000'; do
 		hostile "$lie"
-		traced -f -y -e trace=pread64 -o trace timeout 10 vhd-sum -q --known disk.vhd >/dev/null || fail "$lie"
+		traced -f -y -e trace=pread64 -o trace timeout "$patience" vhd-sum -q --known disk.vhd >/dev/null || fail "$lie"
 		[ "$(grep -F "<$PWD/disk.vhd>" trace | awk '{ n += $NF } END { print n + 0 }')" -gt 300000 ] ||
 			fail "believed: $lie"
 		rm -f disk.vhd.sums
@@ -627,7 +627,7 @@ hostile() {
 	[ -L disk.vhd.sums ]
 	rm disk.vhd.sums
 	mkfifo disk.vhd.sums
-	timeout 20 vhd-sum --known disk.vhd
+	timeout "$patience" vhd-sum --known disk.vhd
 	[ -p disk.vhd.sums ]
 	rm disk.vhd.sums
 	mkdir disk.vhd.sums

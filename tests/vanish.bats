@@ -17,7 +17,7 @@ teardown() {
 
 # start [OPTION]…: both sides, slow enough to be met in the middle
 start() {
-	vhd-send --raw --checkpoint=1M --rate-limit=8M "$@" disk.raw >pipe 2>send.err 3>&- &
+	vhd-send --raw --checkpoint=1M --rate-limit=3M "$@" disk.raw >pipe 2>send.err 3>&- &
 	sender=$!
 	vhd-recv --type=raw out <pipe >got 2>recv.err 3>&- &
 	receiver=$!
@@ -28,13 +28,13 @@ offset() {
 }
 
 far() {
-	wait_for 10 sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -gt 1000000 ]'
+	wait_for sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -gt 1000000 ]'
 }
 
 # ends PID STATUS: within ten seconds
 ends() {
 	local began=$SECONDS status=0
-	wait_for 10 eval "! kill -0 $1 2>/dev/null" || fail "still there after ten seconds"
+	wait_for eval "! kill -0 $1 2>/dev/null" || fail "still there after ten seconds"
 	wait "$1" || status=$?
 	[ $((SECONDS - began)) -le 10 ]
 	[ "$status" -eq "$2" ] || fail "status $status, wanted $2" "$(cat send.err recv.err)"
@@ -56,7 +56,7 @@ finishes() {
 
 @test "the receiver is killed while the sender is slow" {
 	start --rate-limit=20K
-	wait_for 10 test -e .out.partial-log.tmp
+	wait_for test -e .out.partial-log.tmp
 	kill -KILL $receiver
 	ends $sender 69
 }
@@ -72,7 +72,7 @@ finishes() {
 
 @test "the sender is killed before there is anything to keep" {
 	start --rate-limit=20K
-	wait_for 10 test -e .out.partial-log.tmp
+	wait_for test -e .out.partial-log.tmp
 	kill -KILL $sender
 	ends $receiver 76
 	grep -q 'run the same command again' recv.err || fail "$(cat recv.err)"
@@ -157,15 +157,15 @@ over_ssh() {
 	there=$QSM_LAB/b/srv
 	# shellcheck disable=SC2016
 	"$hosts" exec a env PATH="$PATH" sh -c '
-		{ vhd-send --raw --checkpoint=1M --rate-limit=8M /srv/disk.raw 2>/srv/send.err; echo $? >/srv/send.status; } |
+		{ vhd-send --raw --checkpoint=1M --rate-limit=3M /srv/disk.raw 2>/srv/send.err; echo $? >/srv/send.status; } |
 			ssh -o BatchMode=yes hostb "$1 --type=raw /srv/out 2>/srv/recv.err; echo \$? >/srv/recv.status"' \
 		sh "$QSM_BUILD/src/vhd-recv" >/dev/null 2>&1 3>&- &
-	wait_for 20 sh -c '[ "$(vhd-recv --status --json '"$there"'/out | jq ".offset // 0")" -gt 1000000 ]'
+	wait_for sh -c '[ "$(vhd-recv --status --json '"$there"'/out | jq ".offset // 0")" -gt 1000000 ]'
 }
 
 both_ended() {
-	wait_for 10 test -s "$QSM_LAB/a/srv/send.status" || fail "the sender is still there"
-	wait_for 10 test -s "$there/recv.status" || fail "the receiver is still there"
+	wait_for test -s "$QSM_LAB/a/srv/send.status" || fail "the sender is still there"
+	wait_for test -s "$there/recv.status" || fail "the receiver is still there"
 	[ "$(cat "$QSM_LAB/a/srv/send.status")" = 69 ] || fail "$(cat "$QSM_LAB/a/srv/send.err")"
 	[ "$(cat "$there/recv.status")" = 75 ] || fail "$(cat "$there/recv.err")"
 	grep -q -- '--resume=' "$QSM_LAB/a/srv/send.err"

@@ -1361,7 +1361,7 @@ cut_short() {
 		f.seek(0); f.write(foot + head)
 		f.truncate(1536 + (4 << 32) + (1 << 30)); f.seek(0, 2); f.write(foot)
 	END
-	MEMORY=100000 SECONDS_MAX=60 run limited vhd-check --json disk.vhd
+	MEMORY=100000 run limited vhd-check --json disk.vhd
 	assert_status 65
 	json '[.files[0].faults[] | select(.blocks > 500000000)] | length == 1'
 }
@@ -1393,7 +1393,7 @@ cut_short() {
 	found block-cut
 	model make disk.vhd --size=8M --uuid=000102030405060708090a0b0c0d0e0f \
 		--parent-uuid=000102030405060708090a0b0c0d0e0f --text='.\disk.vhd'
-	SECONDS_MAX=5 limited vhd-check disk.vhd && fail "a self-parent loop is accepted"
+	limited vhd-check disk.vhd && fail "a self-parent loop is accepted"
 	found parent-loop
 	model make base.vhd --size=4M
 	model make disk.vhd --size=8M --parent=base.vhd

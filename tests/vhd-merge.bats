@@ -551,7 +551,7 @@ guest() {
 	need nbdkit
 	[ -f "$QSM_PLUGIN" ] || skip "needs the plugin"
 	nbdkit -U sock -P pid "$QSM_PLUGIN" file=other.avhd 3>&-
-	wait_for 5 test -s pid
+	wait_for test -s pid
 	unchanged base.vhd leaf.avhd -- vhd-merge leaf.avhd
 	kill "$(cat pid)"
 	assert_status 75
@@ -561,12 +561,14 @@ guest() {
 	need strace qemu-io
 	pair
 	env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=fdatasync \
-		-e inject=fdatasync:delay_enter=3s:when=2 vhd-merge leaf.avhd >out 3>&- &
-	wait_for 5 test -e base.vhd.merging
+		-e inject=fdatasync:signal=STOP:when=2 vhd-merge leaf.avhd >out 3>&- &
+	wait_for grep -q 'stopped by SIGSTOP' trace
+	[ -e base.vhd.merging ]
 	run qemu-io -f vpc -c 'write 0 512' base.vhd
 	[ "$status" -ne 0 ]
 	[[ $output == *lock* ]] || fail "not because of the lock"
-	wait
+	kill -CONT "$(pgrep -P $!)"
+	wait $!
 	is_raw base.vhd leaf.raw
 }
 

@@ -111,11 +111,11 @@ closed() {
 @test "nobody opens the disk from before the first byte" {
 	mkfifo pipe
 	# BEGIN, and the first bytes of data
-	{ send 2>/dev/null | head -c 500; exec sleep 30; } >pipe 3>&- &
+	{ send 2>/dev/null | head -c 500; exec sleep 600; } >pipe 3>&- &
 	local sender=$!
 	vhd-recv --onto dst/disk.vhd <pipe 3>&- &
 	local receiver=$!
-	wait_for 5 test -e dst/disk.vhd.merging
+	wait_for test -e dst/disk.vhd.merging
 	vhd-info --unlocked dst/disk.vhd | grep -q "being received onto"
 	run --separate-stderr vhd-info dst/disk.vhd
 	assert_status 75

@@ -284,7 +284,7 @@ leaf_of() {
 
 @test "live: something else at the socket" {
 	socat UNIX-LISTEN:"$s/x.ctl" SYSTEM:'echo hello; sleep 1' 3>&- &
-	wait_for 5 test -S "$s/x.ctl"
+	wait_for test -S "$s/x.ctl"
 	run vhd-snap --live="$s/x.ctl"
 	assert_status 69
 }
@@ -311,7 +311,7 @@ leaf_of() {
 	strace -f -qq -o "$s/trace" -p "$(cat "$s/one.pid")" -e trace=fdatasync \
 		-e inject=fdatasync:error=EIO 2>"$s/strace" 3>&- &
 	tracer=$!
-	wait_for 10 grep -q TracerPid:.[1-9] "/proc/$(cat "$s/one.pid")/status"
+	wait_for is_traced "$(cat "$s/one.pid")"
 	run vhd-snap --live="$s/one.ctl" --live="$s/two.ctl"
 	kill "$tracer"
 	assert_status 74
@@ -326,7 +326,7 @@ leaf_of() {
 	strace -f -qq -o "$s/trace" -p "$(cat "$s/two.pid")" -e trace=fdatasync \
 		-e inject=fdatasync:error=EIO 2>"$s/strace" 3>&- &
 	tracer=$!
-	wait_for 10 grep -q TracerPid:.[1-9] "/proc/$(cat "$s/two.pid")/status"
+	wait_for is_traced "$(cat "$s/two.pid")"
 	qemu-io -t writeback -f raw -c 'write -P 3 0 4k' "$(uri two)" >&2 || :
 	run --separate-stderr vhd-snap --live="$s/one.ctl" --live="$s/two.ctl"
 	kill "$tracer"

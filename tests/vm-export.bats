@@ -70,15 +70,15 @@ uuid_of() {
 
 @test "a disk that is in use can be described" {
 	vm guest
-	python3 - leaf.avhd <<-'PY' &
+	python3 - leaf.avhd 3>&- <<-'PY' &
 		import fcntl, struct, sys, time
 		f = open(sys.argv[1], 'r+b')
 		# QEMU's protocol: bytes 100+ and 200+, by open file description
 		fcntl.fcntl(f, 37, struct.pack('hhqqi4x', fcntl.F_WRLCK, 0, 100, 200, 0))
 		open('locked', 'w').close()
-		time.sleep(30)
+		time.sleep(600)
 	PY
-	wait_for 10 test -e locked
+	wait_for test -e locked
 	run vhd-info leaf.avhd
 	locked_out=$status
 	vm-export guest >doc.xml || fail "it was not described"

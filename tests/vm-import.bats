@@ -214,7 +214,7 @@ nothing_defined() {
 		done
 		printf ']><domain><name>&j;</name></domain>'
 	} >evil
-	run timeout 10 vm-import --print <evil
+	run timeout "$patience" vm-import --print <evil
 	assert_status 65
 }
 

@@ -52,7 +52,7 @@ scene_start() {
 
 # scene_acks HOST COUNT: waits until the guest was told so many times more that a record is safe
 scene_acks() {
-	"$scene_tools/guestcheck" wait --new --timeout=90 "$scene/$1/run/qsm/$scene_uuid/console.log" ACK "$2"
+	"$scene_tools/guestcheck" wait --new --timeout=300 "$scene/$1/run/qsm/$scene_uuid/console.log" ACK "$2"
 }
 
 # scene_move [OPTIONS]: from a to b

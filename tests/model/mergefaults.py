@@ -164,12 +164,12 @@ class Scene:
 
 
 def tool(*cmd):
-    return subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    return subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=600)
 
 
 def strace(args, cmd, out='trace'):
     env = dict(os.environ, ASAN_OPTIONS='detect_leaks=0')
-    return subprocess.run(['strace', '-f', '-qq', '-o', out] + args + cmd, env=env, timeout=120,
+    return subprocess.run(['strace', '-f', '-qq', '-o', out] + args + cmd, env=env, timeout=600,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

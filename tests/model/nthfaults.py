@@ -27,7 +27,7 @@ ERRNOS = {'memory': [errno.ENOMEM], 'eintr': [0], 'short': [0], 'plain': [0], 'f
 def run(cmd, env=None, **kw):
     e = dict(os.environ, **env) if env else None
     return subprocess.run(cmd, env=e, stdin=kw.get('stdin', subprocess.DEVNULL), stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, timeout=60)
+                          stderr=subprocess.PIPE, timeout=600)
 
 
 def content(path):

@@ -18,7 +18,7 @@ BLOCKS = [4096, 16384, 65536, 524288, 2 << 20]
 
 
 def tool(*cmd, want=0):
-    p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    p = subprocess.run(cmd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=600)
     if p.returncode != want:
         raise SystemExit('%s: status %d: %s' % (' '.join(cmd), p.returncode, p.stderr))
     return p.stdout

@@ -22,7 +22,7 @@ serve() {
 	env ${preload:+LD_PRELOAD="$preload"} nbdkit -f -P "$s/$name.pid" -U "$s/$name.nbd" \
 		"${nbdkit_options[@]}" "$QSM_PLUGIN" control="$s/$name.ctl" "$@" \
 		>"$s/$name.err" 2>&1 3>&- &
-	wait_for 10 server_settled "$name" $!
+	wait_for server_settled "$name" $!
 	[ -s "$s/$name.pid" ] || {
 		cat "$s/$name.err" >&2
 		return 1
@@ -38,8 +38,13 @@ server_settled() {
 # with sanitizers, where nbdkit (any plugin) may hang when it exits after an error: libasan's start inside
 # p11-kit's newlocale() leaves a lock of libc's in disorder.
 run_refused() {
-	run timeout 5 nbdkit -f -U - "${nbdkit_options[@]}" "$QSM_PLUGIN" "$@" --run true 3>&-
+	run timeout 20 nbdkit -f -U - "${nbdkit_options[@]}" "$QSM_PLUGIN" "$@" --run true 3>&-
 	[ "$status" -ne 0 ] || fail "the server was started"
+}
+
+# The guest of server `a` has begun.
+guest_writes() {
+	[ -n "$(find "$d" -newer "$s/a.nbd" -type f)" ]
 }
 
 server_gone() {
@@ -51,7 +56,7 @@ end_server() {
 	local pid
 	pid=$(cat "$s/$1.pid")
 	kill "-${2:-TERM}" "$pid" 2>/dev/null || : # it may be dead already
-	wait_for 10 server_gone "$pid"
+	wait_for server_gone "$pid"
 	wait "$pid" 2>/dev/null || :
 	rm -f "$s/$1.pid"
 }
@@ -67,7 +72,7 @@ end_servers() {
 control() {
 	local name=$1
 	shift
-	printf '%s\n' "$@" | socat -t 30 - "UNIX-CONNECT:$s/$name.ctl"
+	printf '%s\n' "$@" | socat -t 120 - "UNIX-CONNECT:$s/$name.ctl"
 }
 
 # pointer NAME LEAF: what a VM's disk is opened through.
