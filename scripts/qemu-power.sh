@@ -143,6 +143,7 @@ verb_stop() {
 	'' | *[!0-9]*) misuse "--timeout=SECONDS: a number is wanted" ;;
 	esac
 	lock_vm
+	[ -z "$opt_force" ] || mute_ok=1 monitor_wait=10
 	read_state
 	# What is no longer ours to run is not asked to shut down: that would run it.
 	case $opt_force$state/$record in
@@ -156,7 +157,9 @@ verb_stop() {
 		die 75 "$name is paused and cannot shut down; resume it, or stop --force"
 		;;
 	esac
-	if qemu_alive; then
+	if [ "$state" = mute ]; then
+		warn "$name: $reason; it is killed"
+	elif qemu_alive; then
 		qmp '{"execute":"quit"}' || :
 		wait_gone "$qemu_pid" "$uuid" 300 || warn "$name: QEMU does not quit and is killed"
 	fi

@@ -85,7 +85,11 @@ read_process() {
 	fi
 	if ! qmp_open || ! qmp '{"execute":"query-status"}'; then
 		qmp_close
-		qemu_alive && die 69 "$name: QEMU (pid $qemu_pid) runs but its monitor does not answer"
+		if qemu_alive; then
+			state=mute reason="QEMU (pid $qemu_pid) runs but its monitor does not answer"
+			[ -n "$mute_ok" ] || die 69 "$name: $reason"
+			return 0
+		fi
 		[ ! -e "$rd/qemu.pid" ] || state=crashed reason='QEMU is gone'
 		return 0
 	fi
@@ -99,7 +103,7 @@ read_process() {
 	*) state=paused ;;
 	esac
 }
-io_error='I/O error on its storage'
+io_error='I/O error on its storage' mute_ok=''
 
 need_running() {
 	case $state in

@@ -805,7 +805,7 @@ killed_everywhere() { # VERB
 	[ "$(json vm .starts)" = 2 ]
 }
 
-@test "a QEMU that does not answer lets nobody wait for ever, however many look" {
+@test "a QEMU that does not answer lets nobody wait for ever, however many look, and stop --force ends it" {
 	local pids='' p status
 	guest vm
 	kill -STOP "$(json vm .pid)"
@@ -819,8 +819,9 @@ killed_everywhere() { # VERB
 		assert_status 69
 	done
 	grep -q 'does not answer' err.1
-	kill -CONT "$(cat run/*/qemu.pid)"
-	state_is vm running
+	hv-qemu --quiet stop --force vm
+	state_is vm off
+	[ -z "$(processes)" ]
 }
 
 @test "a guest that switches itself off leaves nothing running" {
