@@ -371,7 +371,8 @@ joined() {
 	mkfifo pipe
 	{ send_cut 700000; exec sleep 600; } >pipe 3>&- &
 	local sender=$! status=0
-	vhd-recv --type=raw out <pipe 3>&- &
+	# The tests themselves may run under nohup.
+	env --default-signal=HUP vhd-recv --type=raw out <pipe 3>&- &
 	local receiver=$!
 	wait_for test -e .out.partial.tmp
 	kill -HUP $receiver
