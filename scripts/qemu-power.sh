@@ -31,7 +31,7 @@ bring_up() { # [defer]
 starting='' from_saved=''
 
 start_undo() {
-	[ -z "$send_pid" ] || kill "$send_pid" 2>/dev/null
+	[ -z "$send_pid" ] || kill -9 "$send_pid" 2>/dev/null
 	[ -z "$starting" ] || tear_down
 }
 send_pid=''

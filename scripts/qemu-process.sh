@@ -135,7 +135,9 @@ start_servers() {
 # Only once QEMU is gone: nbdkit waits for its clients.
 stop_servers() {
 	for p in $started; do
-		! alive "$p" "$uuid" || kill "$p" 2>/dev/null
+		alive "$p" "$uuid" || continue
+		kill "$p" 2>/dev/null
+		wait_gone "$p" "$uuid" 100 || kill -9 "$p" 2>/dev/null
 	done
 	started=''
 	for f in "$rd"/*.nbd; do

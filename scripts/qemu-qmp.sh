@@ -38,7 +38,9 @@ qmp_pid='' monitor=qmp.sock monitor_wait=60
 qmp_close() {
 	[ -n "$qmp_pid" ] || return 0
 	exec 7>&- 8<&-
-	kill "$qmp_pid" 2>/dev/null
+	# As every helper of ours is ended: a shell that has traps loses what comes between its fork and their end in
+	# the child, except this.
+	kill -9 "$qmp_pid" 2>/dev/null
 	wait "$qmp_pid" 2>/dev/null
 	qmp_pid=''
 }

@@ -183,7 +183,7 @@ save_undo() {
 		saving=''
 		qmp '{"execute":"migrate_cancel"}' || :
 		for p in $recv_pid $tee_pid $cat_pid $sum_pid $count_pid; do
-			kill "$p" 2>/dev/null
+			kill -9 "$p" 2>/dev/null
 		done
 		undo_tries=0
 		while [ $undo_tries -lt 250 ] && qmp '{"execute":"query-migrate"}'; do
@@ -266,7 +266,7 @@ load_wait() {
 		fi
 		sleep 0.02
 	done
-	kill "$send_pid" 2>/dev/null
+	kill -9 "$send_pid" 2>/dev/null
 	wait "$send_pid" 2>/dev/null
 	send_pid=''
 	rm -f -- "$rd/load.sock"

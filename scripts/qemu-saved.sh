@@ -135,7 +135,7 @@ take_in() {
 }
 
 remove_saved_new() {
-	[ -z "$send_pid" ] || kill "$send_pid" 2>/dev/null
+	[ -z "$send_pid" ] || kill -9 "$send_pid" 2>/dev/null
 	rm -rf -- "$dir/saved.new"
 }
 
