@@ -178,8 +178,16 @@ same() { # FILE FILE, of the hosts: as their guests see them
 	try_at_a vhd-send.1 2
 	same "$scene/a/srv/disk.vhd" "$scene/b/srv/disk.vhd"
 	rm "$scene/b/srv/disk.vhd"
-	# So slow that it still runs when the rate is changed.
-	example vhd-send.1 3 | sed 's/200M/200K/; $s/^/sleep 1; /; $s/$/; wait $!/' >"$scene/script"
+	# So slow that it still runs when the rate is changed; and it has begun then.
+	{
+		example vhd-send.1 3 | sed 's/200M/200K/; $d'
+		# shellcheck disable=SC2016
+		echo 'until p=$(pgrep -x vhd-send) && mask=$(sed -n "s/^SigCgt:[[:space:]]*//p" "/proc/$p/status") &&
+			[ $((0x$mask & 1)) -ne 0 ]; do sleep 0.1; done'
+		example vhd-send.1 3 | sed -n '$p'
+		# shellcheck disable=SC2016
+		echo 'wait $!'
+	} >"$scene/script"
 	at_a "$(cat "$scene/script")"
 	same "$scene/a/srv/disk.vhd" "$scene/b/srv/disk.vhd"
 	try_at_a vhd-send.1 4
