@@ -10,8 +10,7 @@
 #include "bytes.h"
 #include "readback.h"
 
-/* From the disk, not from memory. Where caches cannot be dropped this is only the weaker check. */
-static int drop_cache(const char *path, struct img_err *err)
+int readback_sync(const char *path, struct img_err *err)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY), rc = 0;
 
@@ -118,7 +117,7 @@ int readback_check(const char *path, const struct img_open *opts, const struct s
 	bool same = false;
 	int rc = 0;
 
-	if (drop_cache(path, err) || img_open(&c, path, opts, err))
+	if (readback_sync(path, err) || img_open(&c, path, opts, err))
 		return -1;
 	if (img_size(c) == begin->size && begin->kind == STREAM_WHOLE)
 		rc = check_whole(c, totals, &same, progress, err);

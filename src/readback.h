@@ -17,4 +17,10 @@ int readback_check(const char *path, const struct img_open *opts, const struct s
 		   const struct stream_totals *totals, struct cli_progress *progress,
 		   struct img_err *err);
 
+/*
+ * What PATH holds is durable, and read from the disk by whoever comes next. Where caches cannot be
+ * dropped a check is only the weaker one.
+ */
+int readback_sync(const char *path, struct img_err *err);
+
 #endif

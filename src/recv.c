@@ -61,25 +61,22 @@ static void describe(const struct recv *r, struct partial_head *h)
 	snprintf(h->parent, sizeof(h->parent), "%s", r->parent && !r->onto ? r->parent : "");
 }
 
-static int exists(const struct recv *r, struct img_err *err)
-{
-	return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", r->file);
-}
-
 static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err *err)
 {
 	struct recv *r = ctx;
 	struct partial_head head;
 	struct stat st;
 
+	if (r->exists)
+		return prepare(r, begin, err) || recv_there_begin(r, err) ? -1 : 0;
 	if (r->published && !r->force && !r->onto)
-		return exists(r, err);
+		return recv_exists(r, err);
 	/* First of all: FILE may be closed for what an earlier run has left. */
 	if (!r->partial && partial_open(&r->partial, r->file, PARTIAL_MAKE, err))
 		return -1;
 	/* Another run may have made it while this one waited. */
 	if (!r->force && !r->onto && lstat(r->file, &st) == 0)
-		return exists(r, err);
+		return recv_exists(r, err);
 	if (prepare(r, begin, err))
 		return -1;
 	/* A difference is from the same disk: its child must be another one. */
@@ -174,14 +171,17 @@ static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_
 
 static void on_chunks(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES])
 {
-	partial_chunks(((struct recv *)ctx)->partial, first, n, sum);
+	struct recv *r = ctx;
+
+	if (!r->exists)
+		partial_chunks(r->partial, first, n, sum);
 }
 
 static int on_mark(void *ctx, const struct stream_mark *mark, struct img_err *err)
 {
 	struct recv *r = ctx;
 
-	if (r->published)
+	if (r->published || r->exists)
 		return 0;
 	return partial_set_mark(r->partial, r->new, mark, mark->off == r->begin.size, err);
 }
@@ -190,6 +190,10 @@ static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct 
 {
 	struct recv *r = ctx;
 
+	if (r->exists) {
+		r->done += len;
+		return recv_there_data(r, off, buf, len, err) || show(r, err) ? -1 : 0;
+	}
 	if (!r->new)
 		return img_err_set(err, IMG_PROTO, "data behind the end of the disk");
 	if (img_write(img_new_chain(r->new), buf, off, len, false, err))
@@ -208,6 +212,8 @@ static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 {
 	struct recv *r = ctx;
 
+	if (r->exists)
+		return recv_there_data(r, off, NULL, len, err);
 	if (!r->new)
 		return img_err_set(err, IMG_PROTO, "zeros behind the end of the disk");
 	return r->create.type == IMG_DIFFERENCING
@@ -270,6 +276,8 @@ static int finish(struct recv *r, struct img_err *err)
 	struct img_new *new = r->new;
 	struct img_sums *sums = NULL;
 
+	if (r->exists)
+		return recv_there_end(r, err);
 	if (r->verify && !(r->onto && partial_is_done(r->partial))) {
 		if ((new && img_create_complete(new, err)) || verify(r, err)) {
 			/* Once it is being merged, the disk opens below it only. */
@@ -347,8 +355,7 @@ static int receive(struct recv *r, struct img_err *err)
 		/* The sender may be waiting for its token, in this very pipe. */
 		partial_close(r->partial);
 		r->partial = NULL;
-		if (!r->published)
-			return exists(r, err);
+		r->exists = !r->published;
 	}
 	if (r->receipt && receipt_check(r->receipt, r->force, err))
 		return -1;
@@ -395,7 +402,7 @@ int recv_stream(struct recv *r, struct img_err *err)
 	}
 	/* While the receipt was not given the same command can ask for it again. */
 	rc = report(r, err);
-	if (!rc)
+	if (!rc && r->partial)
 		(void)partial_remove(r->partial, false, &ignored);
 	return rc;
 }
@@ -404,5 +411,7 @@ void recv_end(struct recv *r)
 {
 	partial_close(r->partial);
 	img_close(r->base);
+	img_close(r->there);
+	free(r->there_buf);
 	free(r->child);
 }

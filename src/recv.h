@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * What vhd-recv does, apart from its command line: a stream becomes a disk, whole or not at all.
- * recv.c takes the stream, recv_base.c looks whether it fits what is here, recv_onto.c changes the
- * disk that is there, recv_manage.c tells or drops what is kept.
+ * recv.c takes the stream, recv_base.c looks whether it fits what is here, recv_there.c whether it
+ * is what is there already, recv_onto.c changes the disk that is there, recv_manage.c tells or drops
+ * what is kept.
  */
 #ifndef RECV_H
 #define RECV_H
@@ -38,6 +39,9 @@ struct recv {
 	struct img_new *new;
 	struct partial *partial;
 	bool published; /* by an earlier run, which did not come to its end */
+	bool exists;	/* FILE is there: is it what comes? */
+	struct img_chain *there;
+	uint8_t *there_buf;
 	bool worthless; /* what is there is not to be gone on with */
 	bool kept;	/* it is */
 	struct cli_progress progress;
@@ -62,6 +66,15 @@ int recv_parent_in(const struct recv *r, const char *parent, struct img_open *op
 /* recv_base.c: may the stream that BEGIN tells of become the disk that was asked for? Fills what
  * the image is created with. */
 int recv_fits(struct recv *r, struct img_err *err);
+
+/* recv_there.c: FILE is there, and perhaps what comes. BEGIN fits what is here. */
+int recv_there_begin(struct recv *r, struct img_err *err);
+/* It holds this; BUF is NULL for zeros. */
+int recv_there_data(struct recv *r, uint64_t off, const uint8_t *buf, uint64_t len,
+		    struct img_err *err);
+/* It holds this and no more, durably. */
+int recv_there_end(struct recv *r, struct img_err *err);
+int recv_exists(const struct recv *r, struct img_err *err);
 
 /* recv_onto.c: nobody else opens FILE from now on. */
 int recv_close_file(struct recv *r, struct img_err *err);

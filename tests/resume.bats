@@ -408,9 +408,95 @@ joined() {
 	assert_status 0
 	[ "$(json .content_sum)" = "$(vhd-sum disk.raw | cut -d' ' -f1)" ]
 	came_whole raw
-	# A stream from the start still finds it in its way.
-	run --separate-stderr vhd-recv out <s
+	came_whole raw
+}
+
+# same_again FILE COMMAND…: with the stream s it finds that FILE is all of it, and tells what it told the first time
+same_again() {
+	local f=$1
+	shift
+	"$@" "$f" <s >first
+	unchanged "$f" -- "$@" "$f" <s
+	assert_status 0
+	[ "$output" = "$(cat first)" ] || fail "another receipt: $output"
+}
+
+@test "killed when its receipt was out: the same pipe finds that all is there, and tells it once more" {
+	local t
+	chain
+	vhd-send base.vhd >s
+	for t in keep dynamic fixed raw; do
+		same_again "$t" vhd-recv --type=$t
+	done
+	same_again verified vhd-recv --verify
+	head -c 1M /dev/urandom >odd.raw
+	vhd-send --raw odd.raw >s
+	same_again odd.vhd vhd-recv --type=dynamic
+	vhd-send --from=base.vhd child.avhd >s
+	same_again new.avhd vhd-recv --parent=base.vhd
+	[ "$(our_sha new.avhd)" = "$(our_sha child.avhd)" ]
+	# with another stream of the same disk, too
+	vhd-send --compress base.vhd >s
+	unchanged keep -- vhd-recv keep <s
+	assert_status 0
+	nothing_left base.vhd base.raw disk.raw child.avhd dynamic fixed keep raw verified odd.raw odd.vhd new.avhd s first
+}
+
+@test "what is there and differs in anything stays: 73" {
+	model make disk.vhd --size=4M --fill=20:4K --raw=raw
+	vhd-send disk.vhd >s
+	vhd-recv out <s
+	unchanged out -- vhd-recv --type=fixed out <s
 	assert_status 73
+	unchanged out -- vhd-recv --new-uuid out <s
+	assert_status 73
+	cp out sparse
+	model write sparse --fill=1:512 --seed=4
+	unchanged sparse -- vhd-recv sparse <s
+	assert_status 73
+	vhd-recv --type=raw flat <s
+	for n in 0 1048576 4194303; do
+		cp flat other
+		printf '\377' | dd of=other bs=1 seek=$n conv=notrunc status=none
+		cmp -s flat other && continue
+		unchanged other -- vhd-recv --type=raw other <s
+		assert_status 73
+	done
+	truncate -s +512 flat
+	unchanged flat -- vhd-recv --type=raw flat <s
+	assert_status 73
+	# nothing is told of it before the end of the stream
+	head -c 20000 s >cut
+	unchanged out -- vhd-recv out <cut
+	assert_status 76
+}
+
+@test "an increment that is there, and holds more than the stream, stays: 73" {
+	chain
+	vhd-send --from=base.vhd child.avhd >s
+	vhd-recv --parent=base.vhd out <s
+	model write out --fill=1:512 --seed=11
+	unchanged out -- vhd-recv --parent=base.vhd out <s
+	assert_status 73
+	# the same to the guest, but not the same file
+	rm out
+	vhd-recv --parent=base.vhd out <s
+	model make other.avhd --parent=base.vhd --seed=9
+	unchanged other.avhd -- vhd-recv --parent=base.vhd other.avhd <s
+	assert_status 73
+}
+
+@test "a disk that is there and another one of its size is refused before the data comes" {
+	model make disk.vhd --size=8M --fill=900:4K
+	vhd-send disk.vhd >s
+	model make out --size=8M
+	mkfifo pipe
+	{ head -c 3000 s; exec sleep 20; } >pipe 3>&- &
+	local sender=$! began=$SECONDS
+	run --separate-stderr vhd-recv out <pipe
+	kill $sender
+	assert_status 73
+	[ $((SECONDS - began)) -lt 15 ]
 }
 
 @test "a full disk: space is made, and it goes on" {

@@ -366,15 +366,8 @@ static int recv_run(struct world *w, void *ctx, bool again, struct img_err *err)
 		img_err_clear(err);
 		anew = false;
 	}
-	if (transfer(w, MAX_STREAM, anew, err) == 0)
-		return 0;
-	/* What was killed when all was there: without a token there is nothing to go on with. */
-	if (err->code == IMG_CANTCREAT && again && m->how != ONTO && !m->replaces &&
-	    exists(w, FILE_NAME)) {
-		img_err_clear(err);
-		return 0;
-	}
-	return -1;
+	/* What was killed when all was there proves it. */
+	return transfer(w, MAX_STREAM, anew, err);
 }
 
 /* FILE, whatever it is; -1 with ERR when it does not open. */
