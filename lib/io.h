@@ -57,6 +57,11 @@ void io_close(struct io_file *f);
  * Busy: IMG_AGAIN, naming the holder where /proc tells.
  */
 int io_lock(struct io_file *f, enum io_lock lock, struct img_err *err);
+/*
+ * What says that the creator of a temporary file lives, until FD is closed; image locks do not
+ * meet it. 1: somebody else holds it; -1: there are no locks here.
+ */
+int io_lock_temporary(int fd);
 
 /* File size in bytes, also of a block device. */
 int io_size(struct io_file *f, uint64_t *size, struct img_err *err);
@@ -100,10 +105,11 @@ int io_sync(struct io_file *f, struct img_err *err);
 void io_writeback(struct io_file *f, uint64_t off, uint64_t len);
 
 /*
- * A new file that gets its name only when it is whole. io_create opens a temporary one in the
- * folder of PATH as F (its path, for messages, is the final one); io_publish syncs, renames
- * (without FORCE never over an existing file: IMG_CANTCREAT) and syncs the folder; io_discard
- * ends it either way and removes what was not published. F stays the caller's to close.
+ * A new file that gets its name only when it is whole. io_create removes what attempts that were
+ * killed have left of PATH, and opens a temporary one in its folder as F (its path, for messages,
+ * is the final one); io_publish syncs, renames (without FORCE never over an existing file:
+ * IMG_CANTCREAT) and syncs the folder; io_discard ends it either way and removes what was not
+ * published. F stays the caller's to close.
  */
 struct io_new {
 	struct io_file *file;

@@ -21,6 +21,7 @@
 
 #define PERM_BASE 100
 #define DENY_BASE 200
+#define TEMPORARY_BYTE 300 /* ours alone */
 
 enum { P_READ = 1, P_WRITE = 2, P_UNCHANGED = 4, P_RESIZE = 8, P_ALL = 15 };
 #define P_BITS 4
@@ -169,6 +170,13 @@ int io_lock(struct io_file *f, enum io_lock lock, struct img_err *err)
 		return img_err_errno(err, errno, "%s: cannot unlock", f->path);
 	f->lock = lock;
 	return 0;
+}
+
+int io_lock_temporary(int fd)
+{
+	if (set_byte(fd, F_WRLCK, TEMPORARY_BYTE) == 0)
+		return 0;
+	return errno == EAGAIN || errno == EACCES ? 1 : -1;
 }
 
 #else

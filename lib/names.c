@@ -5,6 +5,7 @@
  */
 #include "config.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -115,6 +116,51 @@ fail:
 	return -1;
 }
 
+/* .NAME. and what temporary_name() puts behind it. */
+static bool is_temporary(const char *file, const char *name)
+{
+	size_t len = strlen(name);
+
+	len = len < 200 ? len : 200;
+	return file[0] == '.' && strncmp(file + 1, name, len) == 0 && file[len + 1] == '.' &&
+	       strspn(file + len + 2, "0123456789abcdef") == 16 &&
+	       strcmp(file + len + 2 + 16, ".tmp") == 0;
+}
+
+/* One of ours, whose creator does not live any more. */
+static void remove_dead(const char *path)
+{
+	int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+	struct stat st, name;
+
+	if (fd < 0)
+		return;
+	if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == geteuid() &&
+	    st.st_nlink == 1 && io_lock_temporary(fd) == 0 && lstat(path, &name) == 0 &&
+	    name.st_dev == st.st_dev && name.st_ino == st.st_ino)
+		unlink(path);
+	close(fd);
+}
+
+/* What runs that were killed have left of earlier attempts to make PATH. */
+static void collect(const char *path)
+{
+	char *dir = io_dirname(path), *file;
+	DIR *d = dir ? opendir(dir) : NULL;
+	struct dirent *e;
+
+	while (d && (e = readdir(d))) {
+		if (!is_temporary(e->d_name, io_basename(path)) ||
+		    asprintf(&file, "%s/%s", dir, e->d_name) < 0)
+			continue;
+		remove_dead(file);
+		free(file);
+	}
+	if (d)
+		closedir(d);
+	free(dir);
+}
+
 static int create_begin(struct io_new *n, struct io_file *f, const char *path, struct img_err *err)
 {
 	io_init(f);
@@ -122,6 +168,28 @@ static int create_begin(struct io_new *n, struct io_file *f, const char *path, s
 	n->tmp = NULL;
 	n->final = strdup(path);
 	return n->final ? 0 : img_err_errno(err, ENOMEM, "%s", path);
+}
+
+/*
+ * It is locked as long as its creator lives, by which collect() knows it. That may have come
+ * between its creation and the lock: then once more. Where nothing can be locked nothing is
+ * collected.
+ */
+static int create_temporary(struct io_new *n, struct io_file *f, const char *path,
+			    struct img_err *err)
+{
+	struct stat st;
+
+	for (;;) {
+		if (create_as(n, f, path, temporary_name(path), O_CREAT | O_EXCL, 0666, err) < 0)
+			return -1;
+		if (io_lock_temporary(f->fd) <= 0 && (fstat(f->fd, &st) < 0 || st.st_nlink))
+			return 0;
+		io_discard(n);
+		io_close(f);
+		if (create_begin(n, f, path, err) < 0)
+			return -1;
+	}
 }
 
 int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
@@ -137,7 +205,8 @@ int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
 		io_close(f);
 		return -1;
 	}
-	return create_as(n, f, path, temporary_name(path), O_CREAT | O_EXCL, 0666, err);
+	collect(path);
+	return create_temporary(n, f, path, err);
 }
 
 int io_create_as(struct io_new *n, struct io_file *f, const char *path, const char *tmp,
@@ -201,7 +270,7 @@ int io_scratch(struct io_file *f, const char *beside, struct img_err *err)
 {
 	struct io_new n;
 
-	if (io_create(&n, f, beside, true, err) < 0)
+	if (create_begin(&n, f, beside, err) < 0 || create_temporary(&n, f, beside, err) < 0)
 		return -1;
 	/* This is what removes the name. */
 	io_discard(&n);

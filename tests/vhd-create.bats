@@ -209,3 +209,57 @@ setup() {
 	vhd-create --size=1M -- -disk.vhd
 	sound --strict ./-disk.vhd
 }
+
+# dies COMMAND…: killed when its work is done and has no name yet
+dies() {
+	need strace
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=fsync \
+		-e inject=fsync:signal=KILL:when=1 "$@"
+	assert_status 137
+	rm trace
+}
+
+@test "what a run that was killed has left goes with the next one that makes the same file" {
+	dies vhd-create --size=5M disk.vhd
+	dies vhd-create --size=5M other.vhd
+	cp .disk.vhd.*.tmp .disk.vhd.0123456789abcdef.tmp
+	vhd-create --size=5M disk.vhd
+	[ -z "$(ls -A | grep '^\.disk')" ] || fail "left:" "$(ls -A)"
+	# nobody's but its own
+	[ "$(ls -A | grep -c '^\.other\.vhd\..*\.tmp$')" -eq 1 ]
+	dies vhd-create --size=5M --force disk.vhd
+	refused 73 vhd-create --size=5M disk.vhd
+	[ "$(ls -A | grep -c '^\.disk')" -eq 1 ]
+	vhd-create --size=5M --force disk.vhd
+	[ "$(ls -A | grep -c '^\.disk')" -eq 0 ]
+}
+
+@test "what a run that lives is making stays" {
+	need strace
+	env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=fsync -e inject=fsync:delay_enter=4000000:when=1 \
+		vhd-create --size=5M disk.vhd 3>&- &
+	local first=$!
+	wait_for eval 'ls .disk.vhd.*.tmp >/dev/null 2>&1'
+	vhd-create --size=6M disk.vhd
+	ls .disk.vhd.*.tmp
+	status=0
+	wait $first || status=$?
+	[ $status -eq 73 ]
+	[ "$(ls -A)" = $'disk.vhd\ntrace' ]
+}
+
+@test "files of others that have such names stay" {
+	local name=.disk.vhd.0123456789abcdef.tmp
+	for name in .disk.vhd.0123456789abcde.tmp .disk.vhd.0123456789abcdef.tmp.tmp .disk.vhd.0123456789ABCDEF.tmp \
+		.disk.vhd.partial.tmp .disk.vhd0123456789abcdef.tmp disk.vhd.0123456789abcdef.tmp; do
+		echo mine >"$name"
+	done
+	ln -s gone .disk.vhd.0123456789abcdef.tmp
+	mkdir .disk.vhd.1123456789abcdef.tmp
+	mkfifo .disk.vhd.2123456789abcdef.tmp
+	ln .disk.vhd.partial.tmp .disk.vhd.3123456789abcdef.tmp
+	[ "$(id -u)" -ne 0 ] || { echo theirs >.disk.vhd.4123456789abcdef.tmp && chown 1:1 .disk.vhd.4123456789abcdef.tmp; }
+	ls -A >before
+	vhd-create --size=5M disk.vhd
+	ls -A | grep -v '^disk.vhd$' | diff - before
+}
