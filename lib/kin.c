@@ -41,6 +41,66 @@ static bool is_child(struct img *l, const struct img *parent)
 	return memcmp(l->info.parent_uuid, none, 16) == 0 && names_raw(l, parent);
 }
 
+enum { PARENT_UUID = 40 }; /* in the header, vhd-format §7 */
+
+/* As the footer at OFF says where the header is, whatever its checksum says of that. */
+static uint64_t header_off(struct io_file *f, uint64_t off)
+{
+	uint8_t buf[VHD_FOOTER_LEN];
+	struct vhd_footer footer = { 0 };
+
+	if (io_read(f, buf, sizeof(buf), off, NULL) < 0)
+		return 0;
+	(void)vhd_footer_decode(buf, &footer);
+	return footer.data_off;
+}
+
+static bool header_names(struct io_file *f, uint64_t off, const struct img *parent)
+{
+	static const uint8_t none[16];
+	uint8_t buf[VHD_HEADER_LEN];
+	enum vhd_verdict verdict;
+	struct vhd_header h;
+	char *name;
+	bool yes;
+
+	if (!off || io_read(f, buf, sizeof(buf), off, NULL) < 0)
+		return false;
+	/* No 16 bytes are there by chance. */
+	if (parent->info.has_uuid)
+		return memcmp(buf + PARENT_UUID, parent->info.uuid, 16) == 0;
+	verdict = vhd_header_decode(buf, &h);
+	if ((verdict != VHD_OK && verdict != VHD_BAD_CHECKSUM) || memcmp(h.parent_uuid, none, 16) != 0)
+		return false;
+	name = vhd_utf16_get(h.parent_name, sizeof(h.parent_name), true);
+	yes = name && strcmp(io_basename(name), io_basename(parent->file.real)) == 0;
+	free(name);
+	return yes;
+}
+
+/*
+ * A disk that does not open: it may be mended, so it counts as long as there is a header that says
+ * whose child it is. What is still being made, or was, is not a disk yet.
+ */
+static bool was_child(const char *path, const struct img *parent)
+{
+	const char *base = io_basename(path), *dot = strrchr(base, '.');
+	uint64_t size, at[3] = { VHD_FOOTER_LEN };
+	bool yes = false;
+	struct io_file f;
+
+	if ((base[0] == '.' && dot && strcmp(dot, ".tmp") == 0) || io_open(&f, path, false, NULL) < 0)
+		return false;
+	if (io_size(&f, &size, NULL) == 0 && size >= VHD_FOOTER_LEN) {
+		at[1] = header_off(&f, 0);
+		at[2] = header_off(&f, size - VHD_FOOTER_LEN);
+	}
+	for (int i = 0; i < 3; i++)
+		yes |= header_names(&f, at[i], parent);
+	io_close(&f);
+	return yes;
+}
+
 static bool in_chain(const struct img_chain *c, const struct stat *st)
 {
 	struct stat have;
@@ -59,6 +119,7 @@ static int try_file(const struct img_chain *c, const struct img *parent, const c
 	struct img_err ignored = { 0 };
 	struct stat st;
 	struct img *l;
+	char *real;
 	bool done;
 	int rc = 0;
 
@@ -66,8 +127,12 @@ static int try_file(const struct img_chain *c, const struct img *parent, const c
 		return 0;
 	if (settle)
 		(void)undo_settle(path, &done, NULL);
-	if (img_layer_open(&l, path, false, true, RAW_NEVER, &ignored) < 0)
-		return 0; /* no disk that anybody could open */
+	if (img_layer_open(&l, path, false, true, RAW_NEVER, &ignored) < 0) {
+		real = was_child(path, parent) ? realpath(path, NULL) : NULL;
+		rc = real ? fn(ctx, real, err) : 0;
+		free(real);
+		return rc;
+	}
 	if (is_child(l, parent))
 		rc = fn(ctx, l->file.real, err);
 	img_layer_close(l);

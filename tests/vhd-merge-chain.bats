@@ -414,3 +414,40 @@ grown() {
 	refuses 78 base.vhd mid.avhd leaf.avhd top.avhd -- vhd-merge --to=leaf.avhd --output=new.avhd top.avhd
 	[[ $stderr == *mid.avhd* ]]
 }
+
+@test "another child that is damaged counts as long as its header says whose it is" {
+	local what
+	three
+	model make whole.avhd --parent=base.vhd --seed=7 --fill=3:4K
+	for what in head.block=3 head.cookie=xxxxxxxx head.version=131072 foot.cookie=xxxxxxxx foot.cookie=v_poison; do
+		cp whole.avhd other.avhd
+		model poke --keep-sums other.avhd "$what"
+		run vhd-check other.avhd
+		assert_status 65
+		refuses 78 base.vhd mid.avhd other.avhd -- vhd-merge mid.avhd
+		[[ $stderr == *other.avhd*"is a child of"*base.vhd* ]]
+	done
+	head -c 2000 whole.avhd >other.avhd
+	refuses 78 base.vhd mid.avhd other.avhd -- vhd-merge mid.avhd
+	# what is being made, or was, is nobody's disk
+	mv other.avhd .other.avhd.partial.tmp
+	rm whole.avhd
+	vhd-merge -q mid.avhd
+}
+
+@test "a damaged child of another disk does not count" {
+	three
+	model make stranger.vhd --size=4M --seed=5
+	model make one.avhd --parent=stranger.vhd --fill=3:4K
+	model poke --keep-sums one.avhd head.block=3
+	vhd-merge -q mid.avhd
+}
+
+@test "a damaged child of a raw parent is known by the name" {
+	head -c 1M /dev/urandom >base.img
+	model make leaf.avhd --parent=base.img --raw-parent --fill=9:4K
+	model make other.avhd --parent=base.img --raw-parent --fill=9:4K --seed=4
+	model poke --keep-sums other.avhd head.block=3
+	refuses 78 base.img leaf.avhd -- vhd-merge leaf.avhd
+	[[ $stderr == *other.avhd* ]]
+}
