@@ -90,11 +90,11 @@ static void refuse(struct merge *m, const struct img_absorbed *a, uint64_t at)
 	merge_block(m, IMG_PREFLIGHT,
 		    "%s: %s was merged into %s before, and %s; they differ at offset %" PRIu64
 		    ": a merge would bring back what %s held before. Delete %s if %s is what is wanted, "
-		    "or merge it all the same with --again",
+		    "or merge it all the same with --again, as when %s was put back from a backup",
 		    leaf, a->same_leaf ? "it" : "what it stands on", target,
 		    !a->target_same ? "that was written to, or replaced, since" :
 				      "whether that was written to since cannot be told",
-		    at, target, leaf, target);
+		    at, target, leaf, target, target);
 }
 
 /* Another one, which should be finished or removed first. */

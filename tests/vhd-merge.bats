@@ -221,6 +221,22 @@ guest() {
 	[ -z "$stderr" ]
 }
 
+@test "put back from a backup beside what an earlier merge noted: refused until somebody says so" {
+	pair
+	mkdir backup
+	cp -p base.vhd leaf.avhd backup
+	vhd-merge -q leaf.avhd
+	cp -p backup/* .
+	refuses 78 vhd-merge leaf.avhd
+	[[ $stderr == *"--again, as when "*"base.vhd was put back from a backup"* ]]
+	vhd-merge -q --again leaf.avhd
+	is_raw base.vhd leaf.raw
+	cp -p backup/* .
+	rm base.vhd.absorbed
+	vhd-merge -q leaf.avhd
+	is_raw base.vhd leaf.raw
+}
+
 @test "a server that writes to the parent says so before it writes" {
 	need nbdkit qemu-io
 	[ -f "$QSM_PLUGIN" ] || skip "needs the plugin"
