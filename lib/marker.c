@@ -207,6 +207,8 @@ static int remove_marker(const char *real, enum img_marker_state kind, struct im
 		return img_err_errno(err, ENOMEM, "%s", real);
 	if (lstat(path, &st) == 0)
 		rc = io_unlink(path, err);
+	else if (errno != ENOENT && errno != ENAMETOOLONG)
+		rc = img_err_errno(err, errno, "%s: cannot be looked for", path);
 	free(path);
 	return rc;
 }

@@ -26,11 +26,12 @@ static char *rollback_name(const char *real)
 	return sidecar_name(real, "rollback", 0);
 }
 
+/* What cannot be looked for may be there: whoever opens it then learns more. */
 static bool exists(const char *path)
 {
 	struct stat st;
 
-	return lstat(path, &st) == 0;
+	return lstat(path, &st) == 0 || (errno != ENOENT && errno != ENAMETOOLONG);
 }
 
 /* The number of the newest FILE.undo, 0: none. */

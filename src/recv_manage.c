@@ -95,7 +95,8 @@ static int drop(struct recv *r, struct img_err *err)
 	int rc;
 
 	rc = child ? take_hold(r, &p, &state, err) : img_err_errno(err, ENOMEM, "%s", r->file);
-	if (rc == 0 && p && state == IMG_RECEIVING_MERGE && access(child, F_OK) == 0)
+	if (rc == 0 && p && state == IMG_RECEIVING_MERGE &&
+	    (access(child, F_OK) == 0 || errno != ENOENT))
 		rc = img_err_set(err, IMG_DATA,
 				 "%s: all has come and is being merged into it; the command that "
 				 "received it finishes that, or vhd-merge --delete %s",

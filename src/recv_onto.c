@@ -2,6 +2,7 @@
 /* --onto: FILE is closed while a child of it arrives, and then that is merged into it. */
 #include "config.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -86,7 +87,7 @@ static int drop_child(struct recv *r, struct img_err *err)
 	struct stat st;
 
 	img_sums_remove(r->path);
-	return lstat(r->path, &st) == 0 ? io_unlink(r->path, err) : 0;
+	return lstat(r->path, &st) == 0 || errno != ENOENT ? io_unlink(r->path, err) : 0;
 }
 
 /* Of FILE, for the receipt. */

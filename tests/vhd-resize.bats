@@ -377,6 +377,20 @@ refuses() {
 	resized base.vhd $((8 << 20))
 }
 
+@test "old bytes that could not be looked for are put back all the same" {
+	need strace
+	vhd-create --size=4M d.vhd
+	vhd-sum d.vhd >sum
+	# The third write to the disk; those before it are the sidecar's.
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=pwrite64 \
+		-e inject=pwrite64:signal=KILL:when=14 vhd-resize -q --size=8M d.vhd
+	[ -e d.vhd.rollback ]
+	ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -P "$PWD/d.vhd.rollback" -e trace=newfstatat \
+		-e inject=newfstatat:error=EIO:when=1 vhd-sum --check sum
+	grep -q INJECTED trace
+	[ ! -e d.vhd.rollback ]
+}
+
 @test "a batmap that is larger than any disk is none" {
 	model make d.vhd --size=4M --creator=tap --block=64K --fill=20:4K --raw=raw
 	"$python" - "$top/tests/model" <<-'END'
