@@ -30,8 +30,8 @@ each() {
 }
 
 looking='info map sum check check-json send'
-making='create snap convert import flatten recv'
-changing='repair repair-link undo merge merge-to resize reparent'
+making='create snap convert import flatten recv recv-child'
+changing='repair repair-link undo merge merge-to resize reparent recv-onto'
 
 @test "no memory, while a disk is looked at" {
 	each memory $looking

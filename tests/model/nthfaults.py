@@ -61,11 +61,17 @@ def make_scene(d, rnd):
     os.rename(p('good.vhd'), p('elsewhere/moved.vhd'))
     shutil.copy(p('bad.vhd'), p('mended.vhd'))
     run(['vhd-check', '--repair', p('mended.vhd')])
-    with open(p('stream'), 'wb') as f:
-        f.write(run(['vhd-send', p('leaf.avhd')]).stdout)
+    # A copy that an increment is applied to: it has no other children.
+    os.makedirs(p('there'))
+    shutil.copy(p('base.vhd'), p('there/disk.vhd'))
+    for name, args in (('stream', ['leaf.avhd']), ('upper', ['--from=' + p('mid.avhd'), 'leaf.avhd']),
+                       ('lower', ['--from=' + p('base.vhd'), 'mid.avhd'])):
+        with open(p(name), 'wb') as f:
+            f.write(run(['vhd-send'] + args[:-1] + [p(args[-1])]).stdout)
 
 
-# Command; whether its output is always the same; disks that must read as before or after, whatever happens; the new file, if it makes one.
+# Command; whether its output is always the same; disks that must read as before or after, whatever happens; the new file, if it makes
+# one; the disk that it changes as no other tool may see it, and what goes on with that.
 TASKS = {
     'info': dict(cmd=['vhd-info', '--json', '--chain', 'leaf.avhd']),
     'map': dict(cmd=['vhd-info', '--map', 'leaf.avhd']),
@@ -86,6 +92,11 @@ TASKS = {
     'resize': dict(cmd=['vhd-resize', '--size=40M', 'elsewhere/moved.vhd'], disks=['elsewhere/moved.vhd']),
     'reparent': dict(cmd=['vhd-reparent', '--parent=elsewhere/moved.vhd', 'lost.avhd'], disks=['elsewhere/moved.vhd']),
     'recv': dict(cmd=['vhd-recv', 'new.vhd'], stdin='stream', new='new.vhd'),
+    'recv-child': dict(cmd=['vhd-recv', '--verify', '--parent=mid.avhd', 'new.avhd'], stdin='upper', new='new.avhd',
+                       disks=['mid.avhd']),
+    'recv-onto': dict(cmd=['vhd-recv', '--verify', '--onto', 'there/disk.vhd'], stdin='lower', updates='there/disk.vhd',
+                      again='vhd-send --resume="$(vhd-recv --token there/disk.vhd)" --from=base.vhd mid.avhd |'
+                            'vhd-recv --verify --onto there/disk.vhd'),
     'send': dict(cmd=['vhd-send', '--dry-run', '--json', 'leaf.avhd']),
 }
 
@@ -98,6 +109,15 @@ class Trial:
     def fresh(self):
         shutil.rmtree('work', ignore_errors=True)
         shutil.copytree('before', 'work')
+
+    def again(self):
+        if 'again' not in self.t:
+            return self.command(None)
+        os.chdir('work')
+        try:
+            return run(['sh', '-c', self.t['again']])
+        finally:
+            os.chdir('..')
 
     def command(self, nth=0, err=0):
         env = None
@@ -139,12 +159,29 @@ class Trial:
         if 'into' in self.t and (os.path.exists('work/' + self.t['gone']) or
                                  content('work/' + self.t['into']) != self.leaf):
             self.fail(nth, p, 'success, and the merge is not')
+        if 'updates' in self.t:
+            self.updated(nth, p, [self.mid])
         if 'same' in self.t and p.stdout != self.good.stdout:
             self.fail(nth, p, 'success, and another result')
+
+    def updated(self, nth, p, may_be):
+        """The disk is closed (to the model it is not), or one of these."""
+        name = 'work/' + self.t['updates']
+        closed = run(['vhd-sum', name]).returncode == 75
+        if self.old in may_be and closed:
+            return
+        if closed or content(name) not in may_be:
+            self.fail(nth, p, 'the disk is %s' % ('closed' if closed else 'another one'))
+        # A log that could not be removed says that all is done.
+        left = set(os.listdir('work/there')) - {'disk.vhd', '.disk.vhd.partial-log.tmp'}
+        if self.old not in may_be and left:
+            self.fail(nth, p, 'left behind: %s' % left)
 
     def after_failure(self, nth, p):
         if not p.stderr.strip() and not (p.returncode == 65 and p.stdout):
             self.fail(nth, p, 'no message')
+        if 'updates' in self.t:
+            self.updated(nth, p, [self.old, self.mid])
         if 'into' in self.t and os.path.exists('work/' + self.t['gone']):
             if content('work/' + self.t['gone']) != self.leaf and os.path.exists('work/mid.avhd'):
                 self.fail(nth, p, 'the leaf shows something else')
@@ -179,9 +216,11 @@ class Trial:
             return  # failed behind the last removal
         if 'used_up' in self.t and not os.path.exists('work/' + self.t['used_up']) and not self.left():
             return
-        again = self.command(None)
+        again = self.again()
         if again.returncode != want:
             self.fail(nth, again, 'the same command does not do it afterwards')
+        if 'updates' in self.t:
+            self.updated(nth, again, [self.mid])
         if self.left():
             self.fail(nth, p, 'left behind: %s' % self.left())
 
@@ -189,6 +228,7 @@ class Trial:
         want = self.t.get('ok', 0)
         self.fresh()
         self.before, self.leaf = self.all_content(), content('work/leaf.avhd')
+        self.old, self.mid = content('work/base.vhd'), content('work/mid.avhd')
         self.good = self.command(0)
         if self.good.returncode != want:
             self.fail(0, self.good, 'does not work at all')
