@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "bytes.h"
 #include "io.h"
@@ -17,7 +18,11 @@
 
 int recv_exists(const struct recv *r, struct img_err *err)
 {
-	return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", r->file);
+	struct stat st;
+	bool plain = stat(r->file, &st) < 0 || S_ISREG(st.st_mode);
+
+	return img_err_set(err, IMG_CANTCREAT, "%s: exists%s", r->file,
+			   plain ? "; --force replaces it" : " and is no regular file; not replaced");
 }
 
 static int differs(const struct recv *r, uint64_t off, struct img_err *err)

@@ -251,6 +251,19 @@ qemu_sha() {
 	vhd-stream verify copy
 }
 
+@test "what is no file is not replaced" {
+	small_stream
+	mkdir dir
+	mkfifo pipe
+	local name
+	for name in dir pipe /dev/null; do
+		refused 73 vhd-recv --type=raw $name <s
+		[[ $stderr == *"$name: exists and is no regular file"* ]]
+		refused 73 vhd-recv --force --type=raw $name <s
+	done
+	[ -d dir ] && [ -p pipe ] && [ -c /dev/null ]
+}
+
 @test "a slow stream in small pieces" {
 	chain src
 	vhd-send src/base.vhd | "$python" -c '
