@@ -132,12 +132,12 @@ static int report_gap(struct check *c, uint64_t from, uint64_t to, bool trailing
 		f.severity = IMG_WARNING;
 	FOUND(&f, "%" PRIu64 " bytes up to %" PRIu64, to - from, to);
 	if (trailing) {
-		/* Data that may be a lost block is not cut off. */
+		/* Data that may be a lost block is not cut off; unless it is looked for nobody knows. */
 		data.last = from;
 		if (!c->opts->no_bitmaps && scan_data(c, from, to, &data, err) < 0)
 			return -1;
 		kept = u64_max(kept, data.last);
-		f.mendable = to >= u64_round_up(kept, PAGE) + GAP_MIN;
+		f.mendable = !c->opts->no_bitmaps && to >= u64_round_up(kept, PAGE) + GAP_MIN;
 		EXPECTED(&f, "the footer at %" PRIu64, vhd_footer_place(from));
 		if (f.mendable)
 			c->mend.footers = c->mend.move_end = true;
