@@ -449,6 +449,27 @@ static int unlink_if_there(const char *path, struct img_err *err)
 }
 
 /*
+ * Once FILE is half merged it is no disk without the child. The marker beside FILE knows, whatever the
+ * log says, or does not say any more.
+ */
+static int check_child(const struct partial *p, struct img_err *err)
+{
+	enum img_receiving state;
+	struct stat st;
+
+	if (lstat(p->child, &st) < 0 && errno == ENOENT)
+		return 0;
+	if (img_receive_state(p->file, &state, err))
+		return -1;
+	return state != IMG_RECEIVING_MERGE
+		       ? 0
+		       : img_err_set(err, IMG_DATA,
+				     "%s: all has come and is being merged into it; the command that "
+				     "received it finishes that, or vhd-merge --delete %s",
+				     p->file, p->child);
+}
+
+/*
  * Before the image changes: a mark that became durable, while something before it did not, would
  * count again as soon as that is written anew, and what it says of the image would not hold.
  */
@@ -462,6 +483,8 @@ int partial_begin(struct partial *p, const struct partial_head *head, struct img
 	uint8_t buf[MAX_RECORD];
 	uint64_t size;
 
+	if (head->onto && check_child(p, err))
+		return -1;
 	p->marked = p->complete = p->applied = p->done = false;
 	p->head = *head;
 	/* The old image's inode may be the new one's. */
@@ -713,6 +736,8 @@ int partial_remove(struct partial *p, bool image, struct img_err *err)
 	struct img_err ignored = {0};
 
 	(void)partial_wait(p, &ignored);
+	if (image && check_child(p, err))
+		return -1;
 	p->marked = false;
 	if (image)
 		img_sums_remove(p->child);

@@ -88,7 +88,10 @@ void partial_writeback(struct partial *p, struct img_new *new);
 /* Waits for what is under way. */
 int partial_wait(struct partial *p, struct img_err *err);
 
-/* The log goes, and with IMAGE the image too. Durably. */
+/*
+ * The log goes, and with IMAGE the image too. Durably. Refused (IMG_DATA) where FILE is half merged
+ * with the image.
+ */
 int partial_remove(struct partial *p, bool image, struct img_err *err);
 
 #endif

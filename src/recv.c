@@ -377,8 +377,12 @@ static void clean_up(struct recv *r)
 	}
 	(void)partial_wait(r->partial, &ignored);
 	if (!partial_mark(r->partial) || r->worthless) {
+		bool says = partial_mark(r->partial);
+
 		img_create_abort(r->new);
-		(void)partial_remove(r->partial, true, &ignored);
+		/* What FILE is half merged with stays, and a log that tells nothing need not. */
+		if (partial_remove(r->partial, true, &ignored) && !says)
+			(void)partial_remove(r->partial, false, &ignored);
 		if (r->onto)
 			(void)img_receive_end(r->file, &ignored);
 	} else {

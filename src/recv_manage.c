@@ -2,11 +2,9 @@
 /* What is kept of a disk that has not come to its end: told, or dropped. */
 #include "config.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "recv.h"
 
@@ -90,17 +88,10 @@ static int drop(struct recv *r, struct img_err *err)
 {
 	enum img_receiving state;
 	struct partial *p = NULL;
-	char *child = partial_child(r->file);
 	bool published;
 	int rc;
 
-	rc = child ? take_hold(r, &p, &state, err) : img_err_errno(err, ENOMEM, "%s", r->file);
-	if (rc == 0 && p && state == IMG_RECEIVING_MERGE &&
-	    (access(child, F_OK) == 0 || errno != ENOENT))
-		rc = img_err_set(err, IMG_DATA,
-				 "%s: all has come and is being merged into it; the command that "
-				 "received it finishes that, or vhd-merge --delete %s",
-				 r->file, child);
+	rc = take_hold(r, &p, &state, err);
 	if (rc == 0 && p) {
 		published = partial_is_published(p) && !partial_get(p)->onto;
 		rc = partial_remove(p, !published, err);
@@ -108,7 +99,6 @@ static int drop(struct recv *r, struct img_err *err)
 	if (rc == 0)
 		rc = img_receive_end(r->file, err);
 	partial_close(p);
-	free(child);
 	return rc;
 }
 

@@ -221,7 +221,8 @@ closed() {
 	updated
 }
 
-@test "once it is being merged, what cannot be read back stays" {
+# The merge is killed when it has written nearly everything.
+half_merged() {
 	need strace
 	send >s
 	local total
@@ -230,11 +231,25 @@ closed() {
 	run env ASAN_OPTIONS=detect_leaks=0 strace -qq -o trace -e trace=pwrite64 \
 		-e inject=pwrite64:signal=KILL:when=$((total - 20)) vhd-recv --onto dst/disk.vhd <s
 	assert_status 137
+}
+
+@test "once it is being merged, what cannot be read back stays" {
+	half_merged
 	send >rest
 	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -P dst/.disk.vhd.onto.tmp -e trace=pread64 \
 		-e inject=pread64:error=EIO:when=20+ vhd-recv --verify --onto dst/disk.vhd <rest
 	assert_status 74
 	send | vhd-recv --verify --onto dst/disk.vhd
+	updated
+}
+
+@test "once it is being merged, the child stays though the log is lost" {
+	half_merged
+	rm dst/.disk.vhd.partial-log.tmp
+	refused 75 vhd-recv --onto dst/disk.vhd <s
+	[[ $stderr == *'half merged'* ]]
+	[ ! -e dst/.disk.vhd.partial-log.tmp ]
+	vhd-merge --delete dst/.disk.vhd.onto.tmp
 	updated
 }
 
