@@ -163,28 +163,33 @@ static int append(struct partial *p, uint32_t type, const void *payload, size_t 
 	return 0;
 }
 
-/* False at the end of what is whole. BUF has MAX_RECORD bytes; *CHAIN begins with 0. */
-static bool next(struct partial *p, uint64_t *at, uint64_t *chain, uint32_t *type, uint8_t *buf,
-		 size_t *len)
+/*
+ * 1, or 0 at the end of what is whole: what cannot be read is no end. BUF has MAX_RECORD bytes; *CHAIN
+ * begins with 0.
+ */
+static int next(struct partial *p, uint64_t *at, uint64_t *chain, uint32_t *type, uint8_t *buf,
+		size_t *len, struct img_err *err)
 {
 	uint8_t rec[MAX_RECORD + RECORD_HEAD + RECORD_SUM];
-	struct img_err ignored = {0};
 	size_t got, n;
 
-	if (io_read_upto(&p->log, rec, RECORD_HEAD, *at, &got, &ignored) || got < RECORD_HEAD)
-		return false;
+	if (io_read_upto(&p->log, rec, RECORD_HEAD, *at, &got, err))
+		return -1;
+	if (got < RECORD_HEAD)
+		return 0;
 	*type = le32_get(rec);
 	*len = le32_get(rec + 4);
 	if (*len > MAX_RECORD)
-		return false;
+		return 0;
 	n = RECORD_HEAD + *len;
-	if (io_read_upto(&p->log, rec, n + RECORD_SUM, *at, &got, &ignored) ||
-	    got < n + RECORD_SUM || le64_get(rec + n) != XXH3_64bits_withSeed(rec, n, *chain))
-		return false;
+	if (io_read_upto(&p->log, rec, n + RECORD_SUM, *at, &got, err))
+		return -1;
+	if (got < n + RECORD_SUM || le64_get(rec + n) != XXH3_64bits_withSeed(rec, n, *chain))
+		return 0;
 	memcpy(buf, rec + RECORD_HEAD, *len);
 	*chain = le64_get(rec + n);
 	*at += n + RECORD_SUM;
-	return true;
+	return 1;
 }
 
 enum { HEAD_FIXED = 136 };
@@ -276,20 +281,37 @@ static void mark_get(struct partial *p, const uint8_t *b)
 	p->marked = true;
 }
 
-/* Up to the last mark whose image is there. */
-static void load(struct partial *p)
+/* The image of the last mark is there, or a mark says nothing. */
+static int check_image(struct partial *p, struct img_err *err)
+{
+	struct stat st;
+
+	if (!p->marked || partial_is_published(p))
+		return 0;
+	if (lstat(p->image, &st) == 0)
+		p->marked = st.st_ino == p->inode;
+	else if (errno == ENOENT)
+		p->marked = false;
+	else
+		return img_err_errno(err, errno, "%s", p->image);
+	return 0;
+}
+
+/* Up to the last mark. A log that cannot be read does not tell that nothing is there. */
+static int load(struct partial *p, struct img_err *err)
 {
 	uint8_t buf[MAX_RECORD], start[8];
-	struct img_err ignored = {0};
 	uint64_t at = sizeof(magic), chain = 0;
 	struct stat st;
 	uint32_t type;
 	size_t len;
+	int more;
 
-	if (io_read_upto(&p->log, start, sizeof(start), 0, &len, &ignored) || len < sizeof(start) ||
-	    memcmp(start, magic, sizeof(magic)) != 0)
-		return;
-	while (next(p, &at, &chain, &type, buf, &len)) {
+	if (io_read_upto(&p->log, start, sizeof(start), 0, &len, err))
+		return -1;
+	if (len < sizeof(start) || memcmp(start, magic, sizeof(magic)) != 0)
+		return 0;
+	while ((more = next(p, &at, &chain, &type, buf, &len, err)) > 0) {
 		if (type == HEAD && at == sizeof(magic) + RECORD_HEAD + len + RECORD_SUM)
 			p->begun = head_get(&p->head, buf, len);
 		if (type == MARK && len == MARK_LEN && p->begun) {
@@ -307,9 +329,7 @@ static void load(struct partial *p)
 	/* Once it is being merged, only a merge that has come to its end removes the child. */
 	if (p->marked && p->applied && lstat(p->child, &st) < 0 && errno == ENOENT)
 		p->done = true;
-	if (p->marked && !partial_is_published(p) &&
-	    (lstat(p->image, &st) < 0 || st.st_ino != p->inode))
-		p->marked = false;
+	return more < 0 ? -1 : check_image(p, err);
 }
 
 /* Locks */
@@ -421,11 +441,12 @@ int partial_open(struct partial **out, const char *file, enum partial_open how, 
 		img_err_errno(err, ENOMEM, "%s", file);
 	else
 		rc = lock_log(p, how, err);
+	if (rc == 0)
+		rc = load(p, err);
 	if (rc) {
 		forget(p);
 		return rc < 0 ? -1 : 0;
 	}
-	load(p);
 	*out = p;
 	return 0;
 }
@@ -554,10 +575,14 @@ int partial_resume(struct partial *p, struct img_sum *content, struct img_err *e
 	uint8_t buf[MAX_RECORD];
 	uint32_t type;
 	size_t len;
+	int more = 0;
 
-	while (content && at < p->end && next(p, &at, &chain, &type, buf, &len))
+	while (content && at < p->end &&
+	       (more = next(p, &at, &chain, &type, buf, &len, err)) > 0)
 		if (type == CHUNKS && at <= p->end && !replay(buf, len, &chunk, limit, content))
 			break;
+	if (more < 0)
+		return -1;
 	if (content && chunk != limit)
 		return img_err_set(err, IMG_DATA,
 				   "%s: the partial result is damaged; vhd-recv --abort drops it",
@@ -572,10 +597,12 @@ void partial_each(struct partial *p,
 {
 	uint8_t buf[MAX_RECORD];
 	uint64_t at = sizeof(magic), chain = 0;
+	struct img_err ignored = {0};
 	uint32_t type;
 	size_t len;
 
-	while (at < p->end && next(p, &at, &chain, &type, buf, &len))
+	/* Sums are not needed. */
+	while (at < p->end && next(p, &at, &chain, &type, buf, &len, &ignored) > 0)
 		for (size_t i = 0; type == CHUNKS && i + CHUNK_LEN <= len; i += CHUNK_LEN)
 			fn(ctx, le64_get(buf + i), le64_get(buf + i + 8), buf + i + 16);
 }

@@ -253,6 +253,21 @@ half_merged() {
 	updated
 }
 
+@test "a log that cannot be read is not one that says nothing" {
+	need strace
+	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
+	send >rest
+	cp dst/.disk.vhd.partial.tmp kept
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -P dst/.disk.vhd.partial-log.tmp -e trace=pread64 \
+		-e inject=pread64:error=EIO:when=3+ vhd-recv --onto dst/disk.vhd <rest
+	assert_status 74
+	assert_output_has partial-log
+	cmp kept dst/.disk.vhd.partial.tmp
+	refused 75 vhd-info dst/disk.vhd
+	vhd-recv --onto dst/disk.vhd <rest
+	updated
+}
+
 @test "through a symbolic link" {
 	mkdir elsewhere
 	mv dst/disk.vhd elsewhere
