@@ -345,6 +345,13 @@ static int check_unused(const char *path, struct img_err *err)
 	return rc;
 }
 
+int img_create_check(const char *path, const struct img_create *opts, struct img_err *err)
+{
+	if (check_create(path, opts, err) < 0 || (opts->force && check_unused(path, err) < 0))
+		return -1;
+	return img_marker_check_new(path, err);
+}
+
 static int create_file(struct io_new *n, struct io_file *f, const char *path,
 		       const struct img_create *opts, bool reopen, struct img_err *err)
 {
@@ -359,7 +366,7 @@ static int new_begin(struct img_new **out, const char *path, const struct img_cr
 	struct img *l;
 
 	*out = NULL;
-	if (check_create(path, opts, err) < 0 || (opts->force && check_unused(path, err) < 0))
+	if (img_create_check(path, opts, err) < 0)
 		return -1;
 	n = calloc(1, sizeof(*n));
 	l = layer_new(err);

@@ -164,6 +164,8 @@ struct img_create {
 	uint64_t parent_size;	/* if it is not SIZE; a raw parent is known by nothing else */
 };
 int img_create(const char *path, const struct img_create *opts, struct img_err *err);
+/* What of that can be refused before anything is done. */
+int img_create_check(const char *path, const struct img_create *opts, struct img_err *err);
 
 /*
  * The same in two steps, for a writer that fills the image first: it is open for img_write()

@@ -169,6 +169,8 @@ int img_marker_write(const struct img *l, const struct img *above, const struct 
 int img_marker_store(const char *real, const struct img_marker *m, struct img_err *err);
 /* None there is fine. */
 int img_marker_remove(const char *real, struct img_err *err);
+/* Whether a new disk may have the name PATH: what lies beside it would be taken for one of the new one. */
+int img_marker_check_new(const char *path, struct img_err *err);
 /* Whether L may be opened below CHILD (NULL: by itself). */
 int img_marker_check(struct img *l, struct img *child, const struct img_open *opts,
 		     struct img_err *err);

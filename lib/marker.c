@@ -261,3 +261,36 @@ int img_marker_check(struct img *l, struct img *child, const struct img_open *op
 			   "%s: half merged: neither the old disk nor the new one; finish it with: vhd-merge --to=%s %s",
 			   l->file.path, l->file.real, m.leaf);
 }
+
+/* Of a disk that is replaced, or that is gone. */
+int img_marker_check_new(const char *path, struct img_err *err)
+{
+	char *dir = io_dirname(path), *folder = dir ? realpath(dir, NULL) : NULL, *real = NULL;
+	struct img_marker m = { .state = IMG_MARKER_NONE };
+	int rc = 0;
+
+	/* Without a folder nothing can be made, which is said where it is tried. */
+	if (folder && asprintf(&real, "%s/%s", folder, io_basename(path)) < 0)
+		real = NULL;
+	if (real)
+		rc = img_marker_read(real, &m, err);
+	if (m.state == IMG_MARKER_RECEIVING)
+		rc = img_err_set(err, IMG_AGAIN,
+				 "%s: not replaced: a stream is being received onto it, or was interrupted; "
+				 "vhd-recv --abort ends that",
+				 path);
+	else if (m.state == IMG_MARKER_MERGED && img_absorbed_there(&m))
+		rc = img_err_set(err, IMG_AGAIN,
+				 "%s: not replaced: a merge was cut short; finish it first with: vhd-merge --delete --to=%s %s",
+				 path, path, m.leaf);
+	else if (m.state != IMG_MARKER_NONE && m.state != IMG_MARKER_MERGED)
+		rc = img_err_set(err, IMG_CANTCREAT,
+				 "%s: not made: the disk of this name is half merged with %s, and a new one would be taken for it; "
+				 "finish that with vhd-merge, or remove %s" IMG_MARKER_SUFFIX
+				 " if neither is needed any more",
+				 path, m.leaf, path);
+	free(real);
+	free(folder);
+	free(dir);
+	return rc;
+}

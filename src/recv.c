@@ -84,7 +84,7 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 		memcpy(r->uuid, begin->uuid, 16);
 	else
 		img_uuid_new(r->uuid);
-	if (r->onto && recv_close_file(r, err))
+	if (img_create_check(r->path, &r->create, err) || (r->onto && recv_close_file(r, err)))
 		return -1;
 	if (partial_mark(r->partial) && !r->common.quiet)
 		cli_warn("%s: what was there of it is dropped, the stream begins anew; vhd-send "

@@ -253,6 +253,30 @@ half_merged() {
 	updated
 }
 
+@test "half merged, or while a child arrives, it is not replaced by another disk" {
+	vhd-send src/base.vhd >whole
+	half_merged
+	cp -a dst before
+	refused 73 vhd-recv --force dst/disk.vhd <whole
+	[[ $stderr == *'half merged with '*/.disk.vhd.onto.tmp* ]]
+	head -c 100000 whole >cut
+	refused 73 vhd-recv --force dst/disk.vhd <cut
+	refused 73 vhd-create --force --size=1M dst/disk.vhd
+	diff -r before dst
+	# A new one would open as little.
+	mv dst/disk.vhd away
+	refused 73 vhd-recv dst/disk.vhd <whole
+	mv away dst/disk.vhd
+	send | vhd-recv --onto dst/disk.vhd
+	updated
+	cp src/base.vhd dst/disk.vhd
+	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
+	refused 75 vhd-recv --force dst/disk.vhd <whole
+	[[ $stderr == *'--abort'* ]]
+	send | vhd-recv --onto dst/disk.vhd
+	updated
+}
+
 @test "a log that cannot be read is not one that says nothing" {
 	need strace
 	send | head -c 2000000 | vhd-recv --onto dst/disk.vhd || [ $? -eq 75 ]
