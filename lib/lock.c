@@ -43,12 +43,12 @@ static int set_byte(int fd, short type, off_t at)
 	return fcntl(fd, F_OFD_SETLK, &fl);
 }
 
-/* Whether somebody else holds a lock on the byte. */
-static bool byte_taken(int fd, off_t at)
+/* 1: somebody else holds a lock on the byte. -1: it cannot be told. */
+static int byte_taken(int fd, off_t at)
 {
 	struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1 };
 
-	return fcntl(fd, F_OFD_GETLK, &fl) == 0 && fl.l_type != F_UNLCK;
+	return fcntl(fd, F_OFD_GETLK, &fl) < 0 ? -1 : fl.l_type != F_UNLCK;
 }
 
 /* Sets the bytes of both masks and clears the other ones. */
@@ -67,17 +67,20 @@ static int apply(int fd, unsigned hold, unsigned deny, bool release)
 	return 0;
 }
 
-static bool conflict(int fd, unsigned hold, unsigned deny)
+/* As byte_taken(). */
+static int conflict(int fd, unsigned hold, unsigned deny)
 {
-	for (unsigned i = 0; i < P_BITS; i++) {
+	int taken = 0;
+
+	for (unsigned i = 0; i < P_BITS && !taken; i++) {
 		unsigned bit = 1u << i;
 
-		if ((hold & bit) && byte_taken(fd, DENY_BASE + (off_t)i))
-			return true;
-		if ((deny & bit) && byte_taken(fd, PERM_BASE + (off_t)i))
-			return true;
+		if (hold & bit)
+			taken = byte_taken(fd, DENY_BASE + (off_t)i);
+		if ((deny & bit) && !taken)
+			taken = byte_taken(fd, PERM_BASE + (off_t)i);
 	}
-	return false;
+	return taken;
 }
 
 /* Whether the descriptor described by FDINFO holds such a lock on the file (dev, ino). */
@@ -156,12 +159,18 @@ int io_lock(struct io_file *f, enum io_lock lock, struct img_err *err)
 {
 	unsigned hold = modes[lock].hold, deny = modes[lock].deny;
 	char who[128];
+	int taken, errnum;
 
 	/* First claim, then look: of two that come together at least one sees the other. */
 	if (apply(f->fd, hold, deny, false) < 0)
 		return img_err_errno(err, errno, "%s: cannot lock", f->path);
-	if (conflict(f->fd, hold, deny)) {
+	taken = conflict(f->fd, hold, deny);
+	errnum = errno;
+	if (taken)
 		apply(f->fd, modes[f->lock].hold, modes[f->lock].deny, true);
+	if (taken < 0)
+		return img_err_errno(err, errnum, "%s: cannot tell whether it is locked", f->path);
+	if (taken) {
 		find_holder(f->fd, who, sizeof(who));
 		return img_err_set(err, IMG_AGAIN, "%s: locked: %s is using it; try again when it is free",
 				   f->path, who);

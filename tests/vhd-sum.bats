@@ -188,6 +188,21 @@ sum() {
 	release
 }
 
+@test "where nobody can tell whether a disk is locked, it is not free" {
+	need strace
+	local first last
+	model make disk.vhd --size=1M
+	hold disk.vhd write
+	strace -qq -e trace=fcntl -o trace vhd-sum disk.vhd || :
+	first=$(grep -n GETLK trace | head -n 1 | cut -d: -f1)
+	last=$((first + 2)) # for all that a reader asks
+	run env ASAN_OPTIONS=detect_leaks=0 strace -qq -o trace -e trace=fcntl \
+		-e inject=fcntl:error=EIO:when="$first..$last" vhd-sum disk.vhd
+	release
+	assert_status 74
+	assert_output_has 'cannot tell whether it is locked'
+}
+
 @test "a parent locked by a writer is 75, too" {
 	model make base.vhd --size=1M
 	model make leaf.avhd --parent=base.vhd
