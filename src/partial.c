@@ -42,7 +42,7 @@ struct partial {
 	bool begun, marked, complete, applied, done, in_use;
 	struct partial_head head;
 	struct stream_mark mark;
-	uint64_t image_end, time, inode;
+	uint64_t image_end, time, id; /* of the image, with whatever name: file_id() */
 	struct run runs[MAX_RUNS];
 	size_t nruns;
 	/* the thread that waits for the disk */
@@ -127,13 +127,38 @@ bool partial_is_applied(const struct partial *p)
 	return p->marked && p->applied;
 }
 
-/* The image has FILE's name already: the end of the work was interrupted. */
-bool partial_is_published(const struct partial *p)
+/*
+ * What tells a file from all others. The inode of one that is removed soon belongs to another file: with
+ * the time of birth, where the system tells it, it does not.
+ */
+static int file_id(const char *path, uint64_t *id)
 {
 	struct stat st;
 
+	if (lstat(path, &st) < 0)
+		return -1;
+	*id = st.st_ino;
+#ifdef STATX_BTIME
+	struct statx sx;
+
+	if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &sx) == 0 &&
+	    sx.stx_mask & STATX_BTIME) {
+		const uint64_t all[] = {sx.stx_ino, (uint64_t)sx.stx_btime.tv_sec,
+					sx.stx_btime.tv_nsec};
+
+		*id = XXH3_64bits(all, sizeof(all));
+	}
+#endif
+	return 0;
+}
+
+/* The image has FILE's name already: the end of the work was interrupted. */
+bool partial_is_published(const struct partial *p)
+{
+	uint64_t id;
+
 	return partial_is_complete(p) &&
-	       (p->done || (lstat(partial_final(p), &st) == 0 && st.st_ino == p->inode));
+	       (p->done || (file_id(partial_final(p), &id) == 0 && id == p->id));
 }
 
 void partial_token(const struct partial *p, char out[STREAM_TOKEN_STR])
@@ -240,7 +265,7 @@ static bool head_get(struct partial_head *h, const uint8_t *b, size_t len)
 	return true;
 }
 
-static void mark_put(uint8_t *b, const struct stream_mark *m, uint64_t end, uint64_t inode,
+static void mark_put(uint8_t *b, const struct stream_mark *m, uint64_t end, uint64_t id,
 		     bool complete)
 {
 	memset(b, 0, MARK_LEN);
@@ -256,7 +281,7 @@ static void mark_put(uint8_t *b, const struct stream_mark *m, uint64_t end, uint
 	le64_put(b + 88, m->checkpoints);
 	le64_put(b + 96, end);
 	le64_put(b + 104, (uint64_t)time(NULL));
-	le64_put(b + 112, inode);
+	le64_put(b + 112, id);
 	b[120] = complete ? FLAG_COMPLETE : 0;
 }
 
@@ -276,7 +301,7 @@ static void mark_get(struct partial *p, const uint8_t *b)
 	m->checkpoints = le64_get(b + 88);
 	p->image_end = le64_get(b + 96);
 	p->time = le64_get(b + 104);
-	p->inode = le64_get(b + 112);
+	p->id = le64_get(b + 112);
 	p->complete = b[120] & FLAG_COMPLETE;
 	p->marked = true;
 }
@@ -284,12 +309,12 @@ static void mark_get(struct partial *p, const uint8_t *b)
 /* The image of the last mark is there, or a mark says nothing. */
 static int check_image(struct partial *p, struct img_err *err)
 {
-	struct stat st;
+	uint64_t id;
 
 	if (!p->marked || partial_is_published(p))
 		return 0;
-	if (lstat(p->image, &st) == 0)
-		p->marked = st.st_ino == p->inode;
+	if (file_id(p->image, &id) == 0)
+		p->marked = id == p->id;
 	else if (errno == ENOENT)
 		p->marked = false;
 	else
@@ -613,7 +638,7 @@ static void settle(struct partial *p, struct img_new *new)
 {
 	uint8_t buf[MARK_LEN];
 
-	mark_put(buf, &p->next, p->next_end, p->inode, p->next_complete);
+	mark_put(buf, &p->next, p->next_end, p->id, p->next_complete);
 	if (img_create_sync(new, &p->err) || append(p, MARK, buf, sizeof(buf), &p->err) ||
 	    io_sync(&p->log, &p->err))
 		return;
@@ -713,17 +738,15 @@ int partial_set_mark(struct partial *p, struct img_new *new, const struct stream
 		     bool last, struct img_err *err)
 {
 	bool first;
-	struct stat st;
 
 	if (wait_mark(p, err) || flush_runs(p, err))
 		return -1;
 	first = !p->marked;
 	if (img_create_settle(new, &p->next_end, err))
 		return -1;
-	if (lstat(p->image, &st) < 0)
+	if (file_id(p->image, &p->id))
 		return img_err_errno(err, errno, "%s: somebody removed the partial result",
 				     p->file);
-	p->inode = st.st_ino;
 	p->next = *mark;
 	p->next_complete = last;
 	/* The names must be durable before the mark counts. */

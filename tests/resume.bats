@@ -106,6 +106,22 @@ came_whole() {
 	done
 }
 
+@test "a file that got the inode of a received one is not taken for it" {
+	local inode n
+	# The receipt was not given: whoever asks again gets it.
+	send | vhd-recv --type=raw out >/dev/full || [ $? -eq 74 ]
+	inode=$(stat -c %i out)
+	rm out
+	for n in {1..50}; do
+		echo other >"out.$n"
+		[ "$(stat -c %i "out.$n")" != "$inode" ] || break
+	done
+	[ "$(stat -c %i "out.$n")" = "$inode" ] || skip "inodes are not used again here"
+	mv "out.$n" out
+	refused 73 vhd-recv --type=raw out < <(send)
+	[ "$(cat out)" = other ]
+}
+
 @test "a source that was changed in what was sent is refused" {
 	send_cut 3500000 | vhd-recv --type=raw out || :
 	printf x | dd of=disk.raw bs=1 seek=1500000 conv=notrunc status=none
