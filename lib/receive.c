@@ -106,14 +106,30 @@ int img_receive_begin(struct img_chain *c, const struct img_receive *r, struct i
 	return img_marker_store(real, &m, err);
 }
 
-/* A disk that is gone has no marker that matters. */
+/*
+ * The disk may be gone, or moved away, and its marker still be there. Where its name is a link that leads
+ * nowhere nobody knows.
+ */
 static int read_marker(const char *path, char **real, struct img_marker *m, struct img_err *err)
 {
+	char *dir, *folder;
+	struct stat st;
+
 	*m = (struct img_marker){ .state = IMG_MARKER_NONE };
 	*real = realpath(path, NULL);
-	if (!*real)
-		return errno == ENOENT || errno == ENOTDIR ? 0 : img_err_errno(err, errno, "%s", path);
-	return img_marker_read(*real, m, err);
+	if (*real)
+		return img_marker_read(*real, m, err);
+	if (errno != ENOENT && errno != ENOTDIR)
+		return img_err_errno(err, errno, "%s", path);
+	if (lstat(path, &st) == 0)
+		return img_err_set(err, IMG_NOINPUT, "%s: is a link, and what it leads to is not there", path);
+	dir = io_dirname(path);
+	folder = dir ? realpath(dir, NULL) : NULL;
+	if (folder && asprintf(real, "%s/%s", folder, io_basename(path)) < 0)
+		*real = NULL;
+	free(folder);
+	free(dir);
+	return *real ? img_marker_read(*real, m, err) : 0;
 }
 
 int img_receive_state(const char *path, enum img_receiving *state, struct img_err *err)

@@ -123,8 +123,9 @@ int recv_apply(struct recv *r, struct img_err *err)
 {
 	bool merged;
 
-	if (is_merged(r, &merged, err) || (!merged && apply(r, err)) ||
+	/* FILE is there, and opens, before the child goes. */
+	if (is_merged(r, &merged, err) || (!merged && apply(r, err)) || tell_uuid(r, err) ||
 	    partial_done(r->partial, err))
 		return -1;
-	return drop_child(r, err) || tell_uuid(r, err) ? -1 : 0;
+	return drop_child(r, err);
 }

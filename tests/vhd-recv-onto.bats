@@ -253,6 +253,28 @@ half_merged() {
 	updated
 }
 
+@test "while the half merged disk is not there, its child stays" {
+	half_merged
+	send >rest
+	# With its marker, and without.
+	mv dst/disk.vhd away
+	refused 66 vhd-recv --onto dst/disk.vhd <rest
+	refused 65 vhd-recv --abort dst/disk.vhd
+	mv dst/disk.vhd.merging away.merging
+	refused 66 vhd-recv --onto dst/disk.vhd <rest
+	[ -e dst/.disk.vhd.onto.tmp ]
+	# The name is a link to storage that is not mounted.
+	ln -s ../elsewhere/disk.vhd dst/disk.vhd
+	refused 66 vhd-recv --onto dst/disk.vhd <rest
+	refused 66 vhd-recv --abort dst/disk.vhd
+	mkdir elsewhere
+	mv away elsewhere/disk.vhd
+	mv away.merging elsewhere/disk.vhd.merging
+	vhd-recv --onto dst/disk.vhd <rest
+	is_raw elsewhere/disk.vhd src/all.raw
+	[ "$(ls -A dst elsewhere | tr '\n' ' ')" = "dst: disk.vhd  elsewhere: disk.vhd " ] || fail "$(ls -A dst elsewhere)"
+}
+
 @test "half merged, or while a child arrives, it is not replaced by another disk" {
 	vhd-send src/base.vhd >whole
 	half_merged
