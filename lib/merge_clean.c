@@ -141,8 +141,10 @@ struct find {
 static bool note_merged(void *ctx, const char *path)
 {
 	struct find *f = ctx;
+	struct stat st;
 
-	if (merged_from(path, f->leaf, &f->marker))
+	/* While the disk itself is not there, nothing that it was made from goes. */
+	if (stat(path, &st) == 0 && merged_from(path, f->leaf, &f->marker))
 		f->found = strdup(path);
 	return f->found;
 }

@@ -722,3 +722,20 @@ guest() {
 		is_raw "./$n.vhd" leaf.raw
 	done
 }
+
+@test "while the merged parent is not there, the child stays" {
+	need strace
+	model make base.vhd --size=4M --fill=5:4K
+	model make child.avhd --parent=base.vhd --fill=9:4K --raw=want.raw
+	run env ASAN_OPTIONS=detect_leaks=0 strace -qq -o trace -e trace=unlink -P "$PWD/child.avhd" \
+		-e inject=unlink:signal=KILL vhd-merge --delete child.avhd
+	assert_status 137
+	grep -q '^state merged$' base.vhd.merging
+	mv base.vhd away
+	refused 66 vhd-merge --delete child.avhd
+	[ -e child.avhd ]
+	mv away base.vhd
+	vhd-merge --delete child.avhd
+	[ ! -e child.avhd ]
+	is_raw base.vhd want.raw
+}
