@@ -141,8 +141,11 @@ static int file_id(const char *path, uint64_t *id)
 #ifdef STATX_BTIME
 	struct statx sx;
 
-	if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &sx) == 0 &&
-	    sx.stx_mask & STATX_BTIME) {
+	/* Where it is not known, or not allowed, it never is. */
+	if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &sx) < 0) {
+		if (errno != ENOSYS && errno != EPERM)
+			return -1;
+	} else if (sx.stx_mask & STATX_BTIME) {
 		const uint64_t all[] = {sx.stx_ino, (uint64_t)sx.stx_btime.tv_sec,
 					sx.stx_btime.tv_nsec};
 
@@ -311,7 +314,11 @@ static int check_image(struct partial *p, struct img_err *err)
 {
 	uint64_t id;
 
-	if (!p->marked || partial_is_published(p))
+	if (!p->marked)
+		return 0;
+	if (p->complete && !p->done && file_id(partial_final(p), &id) && errno != ENOENT)
+		return img_err_errno(err, errno, "%s", partial_final(p));
+	if (partial_is_published(p))
 		return 0;
 	if (file_id(p->image, &id) == 0)
 		p->marked = id == p->id;

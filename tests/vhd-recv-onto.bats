@@ -253,6 +253,16 @@ half_merged() {
 	updated
 }
 
+@test "a child that cannot be looked at is not one that is gone" {
+	half_merged
+	send >rest
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -P dst/.disk.vhd.onto.tmp -e trace=%lstat,newfstatat,statx \
+		-e inject=%lstat,newfstatat,statx:error=EIO vhd-recv --onto dst/disk.vhd <rest
+	assert_status 74
+	vhd-recv --onto dst/disk.vhd <rest
+	updated
+}
+
 @test "while the half merged disk is not there, its child stays" {
 	half_merged
 	send >rest
