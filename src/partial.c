@@ -316,10 +316,14 @@ static int check_image(struct partial *p, struct img_err *err)
 
 	if (!p->marked)
 		return 0;
-	if (p->complete && !p->done && file_id(partial_final(p), &id) && errno != ENOENT)
-		return img_err_errno(err, errno, "%s", partial_final(p));
-	if (partial_is_published(p))
+	if (p->complete && p->done)
 		return 0;
+	if (p->complete && file_id(partial_final(p), &id) == 0) {
+		if (id == p->id)
+			return 0;
+	} else if (p->complete && errno != ENOENT) {
+		return img_err_errno(err, errno, "%s", partial_final(p));
+	}
 	if (file_id(p->image, &id) == 0)
 		p->marked = id == p->id;
 	else if (errno == ENOENT)
