@@ -84,6 +84,14 @@ static int check_whole(struct img_chain *c, const struct stream_totals *totals, 
 	return 0;
 }
 
+static int base_changed(const char *path, struct img_err *err)
+{
+	return img_err_set(err, IMG_DATA,
+			   "%s: together with its base it is not the disk that was sent: the base "
+			   "has changed since its sums were made",
+			   path);
+}
+
 /*
  * A difference is only right together with the copy that it is from. That was not written here:
  * where the file holds what came and the disk is another one all the same, the copy is not what the
@@ -102,11 +110,37 @@ static int check_difference(struct img_chain *c, const char *path,
 		return 0;
 	if (check_whole(c, totals, &right, progress, err))
 		return -1;
-	return right ? 0
-		     : img_err_set(err, IMG_DATA,
-				   "%s: together with its base it is not the disk that was sent: "
-				   "the base has changed since its sums were made",
-				   path);
+	return right ? 0 : base_changed(path, err);
+}
+
+int readback_difference(const char *path, const struct img_open *opts,
+			const struct stream_totals *totals, struct cli_progress *progress,
+			struct img_err *err)
+{
+	const struct img_sum_how how = {.progress = cli_progress, .ctx = progress};
+	struct img_chain *c = NULL;
+	struct img_sum *s = NULL;
+	char sum[IMG_SUM_STR] = "";
+	int rc = -1;
+
+	/* The rest of a stream may come without. */
+	if (!*totals->content_sum)
+		return 0;
+	if (img_open(&c, path, opts, err))
+		return -1;
+	s = img_sum_new(img_size(c));
+	if (!s)
+		img_err_errno(err, ENOMEM, "%s", path);
+	else
+		rc = img_sum_first(c, (img_size(c) + IMG_SUM_CHUNK - 1) / IMG_SUM_CHUNK, false, &how, s,
+				   err);
+	if (rc == 0)
+		img_sum_final(s, sum);
+	img_sum_free(s);
+	img_close(c);
+	if (rc == 0 && strcmp(sum, totals->content_sum))
+		rc = base_changed(path, err);
+	return rc;
 }
 
 int readback_check(const char *path, const struct img_open *opts, const struct stream_begin *begin,

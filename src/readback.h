@@ -18,6 +18,14 @@ int readback_check(const char *path, const struct img_open *opts, const struct s
 		   struct img_err *err);
 
 /*
+ * PATH, a difference, is together with its base the disk that was sent (IMG_DATA: it is not). What is
+ * known of the base is not read.
+ */
+int readback_difference(const char *path, const struct img_open *opts,
+			const struct stream_totals *totals, struct cli_progress *progress,
+			struct img_err *err);
+
+/*
  * What PATH holds is durable, and read from the disk by whoever comes next. Where caches cannot be
  * dropped a check is only the weaker one.
  */

@@ -224,6 +224,7 @@ static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 /* A child must also find its parent from where it is now, which was named by the user. */
 static int verify(struct recv *r, struct img_err *err)
 {
+	const char *path = r->new ? img_layer_real(img_new_chain(r->new), 0) : r->path;
 	struct img_open opts = r->common.open;
 	struct recv_dirs dirs = {.own = NULL};
 	struct cli_progress progress;
@@ -233,11 +234,25 @@ static int verify(struct recv *r, struct img_err *err)
 	if (r->parent && recv_parent_in(r, r->parent, &opts, &dirs, err))
 		return -1;
 	cli_progress_start(&progress, &r->common, "verify");
-	rc = readback_check(r->new ? img_layer_real(img_new_chain(r->new), 0) : r->path, &opts,
-			    &r->begin, &r->totals, &progress, err);
+	if (r->verify)
+		rc = readback_check(path, &opts, &r->begin, &r->totals, &progress, err);
+	else
+		rc = readback_difference(path, &opts, &r->totals, &progress, err);
 	cli_progress_end(&progress, r->begin.size);
 	free(dirs.own);
 	return rc;
+}
+
+/*
+ * Asked for; and a difference in any case: it is from what the sums of its base were of, and that base
+ * may have changed since. Before it is merged; afterwards nothing can be taken back.
+ */
+static bool is_verified(const struct recv *r)
+{
+	if (r->onto && partial_is_done(r->partial))
+		return false;
+	return r->verify || (r->begin.kind == STREAM_DIFFERENCE && !r->base_changed &&
+			     !(r->onto && partial_is_applied(r->partial)));
 }
 
 /* All is in the image, and in the log what was summed on the way. */
@@ -278,7 +293,7 @@ static int finish(struct recv *r, struct img_err *err)
 
 	if (r->exists)
 		return recv_there_end(r, err);
-	if (r->verify && !(r->onto && partial_is_done(r->partial))) {
+	if (is_verified(r)) {
 		if ((new && img_create_complete(new, err)) || verify(r, err)) {
 			/* Once it is being merged, the disk opens below it only. */
 			r->worthless = (err->code == IMG_IO || err->code == IMG_DATA) &&

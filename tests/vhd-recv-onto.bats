@@ -46,19 +46,48 @@ updated() {
 	[ "$(ls -A dst)" = disk.vhd ]
 }
 
-@test "a difference from what the copy was once: --verify does not take it, and says so" {
+# The sums, with OPTIONs, are of what the copy was once; S is the difference from that.
+changed_copy() { # [OPTION]…
 	cp src/base.raw dst/disk.raw
 	cp src/base.raw new.raw
-	vhd-sum -q --blocks dst/disk.raw >sums
+	vhd-sum -q --blocks "$@" dst/disk.raw >sums
 	printf x | dd of=new.raw bs=1 seek=5M conv=notrunc status=none
-	vhd-send --raw --against=sums new.raw >s
+	vhd-send --raw --against=- new.raw <sums >s
 	printf x | dd of=dst/disk.raw bs=1 seek=15M conv=notrunc status=none
 	base=$(sha dst/disk.raw)
-	run --separate-stderr vhd-recv --base-changed --verify --onto dst/disk.raw <s
+}
+
+not_taken() { # [OPTION]…
+	run --separate-stderr vhd-recv "$@" --onto dst/disk.raw <s
 	assert_status 65
 	[[ $stderr == *'the base has changed'* ]]
 	[ "$(sha dst/disk.raw)" = "$base" ]
 	[ -z "$(find dst -name '.*.tmp')" ]
+}
+
+@test "a difference from what the copy was once: --verify does not take it, and says so" {
+	changed_copy
+	not_taken --base-changed --verify
+}
+
+@test "a difference from what the copy was once is not taken, whatever its sums are" {
+	local seed
+	for seed in 0 7; do
+		changed_copy --seed=$seed
+		not_taken
+	done
+	vhd-recv --base-changed --onto dst/disk.raw <s
+	cmp -n 15M new.raw dst/disk.raw
+}
+
+@test "what is known of a stale copy is not read" {
+	model make dst/big.vhd --size=100M --fill=80:64K --seed=3
+	cp dst/big.vhd new.vhd
+	model write new.vhd --fill=2:64K --seed=9 --zeros=0
+	vhd-sum --blocks dst/big.vhd | vhd-send --against=- new.vhd >s
+	strace -f -e trace=pread64 -o trace vhd-recv --onto dst/big.vhd <s
+	[ "$(awk -F' = ' '/pread64/ { n += $2 } END { print n }' trace)" -lt 20000000 ]
+	[ "$(vhd-sum dst/big.vhd | cut -d" " -f1)" = "$(vhd-sum new.vhd | cut -d" " -f1)" ]
 }
 
 @test "a raw disk, also" {
