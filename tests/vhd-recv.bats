@@ -658,7 +658,7 @@ while True:
 	model make disk.vhd --size=4M --fill=99:4K
 	mkfifo pipe
 	{
-		vhd-send disk.vhd | head -c 100000
+		vhd-send disk.vhd | head -c 100000 || :
 		exec sleep 600
 	} >pipe 3>&- &
 	local sender=$!
