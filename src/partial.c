@@ -402,6 +402,20 @@ static int open_log(struct partial *p, bool make, struct img_err *err)
 	return (make && make_log(p, err)) || io_open(&p->log, p->path, true, err) ? -1 : 0;
 }
 
+/* In a folder that others may write to: whoever made the log says what is in the image. */
+static int check_owner(const struct partial *p, struct img_err *err)
+{
+	struct stat st;
+
+	if (fstat(p->log.fd, &st) < 0)
+		return img_err_errno(err, errno, "%s", p->path);
+	if (st.st_uid == geteuid() || st.st_uid == 0)
+		return 0;
+	return img_err_set(err, IMG_PERM,
+			   "%s: belongs to another user (%lu); go on as that one, or remove it",
+			   p->path, (unsigned long)st.st_uid);
+}
+
 /* One that was just removed by its owner is no lock: then once more. 1: there is none. */
 static int lock_log(struct partial *p, enum partial_open how, struct img_err *err)
 {
@@ -418,7 +432,7 @@ static int lock_log(struct partial *p, enum partial_open how, struct img_err *er
 		img_err_clear(err);
 		if (io_lock(&p->log, IO_LOCK_EXCLUSIVE, err) == 0) {
 			if (same_file(p))
-				return 0;
+				return how == PARTIAL_PEEK ? 0 : check_owner(p, err);
 		} else if (err->code != IMG_AGAIN) {
 			return -1;
 		} else if (how == PARTIAL_PEEK) {

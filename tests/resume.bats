@@ -327,6 +327,19 @@ joined() {
 	done
 }
 
+@test "what another user has left is not gone on with" {
+	needs_root
+	send_cut 3500000 | vhd-recv --type=raw out || [ $? -eq 75 ]
+	send >rest
+	chown nobody .out.partial-log.tmp
+	refused 77 vhd-recv --type=raw out <rest
+	[[ $stderr == *"belongs to another user"* ]]
+	refused 77 vhd-recv --token out
+	chown root .out.partial-log.tmp
+	vhd-recv --type=raw out <rest
+	came_whole raw
+}
+
 @test "a second receiver waits and gives up" {
 	mkfifo pipe
 	{ send_cut 3500000; exec sleep 600; } >pipe 3>&- &
