@@ -44,7 +44,7 @@ static bool settled(const struct img *l, const struct timespec *t, dev_t dev)
 /* Until a new file is younger than the layers. Where that cannot be, they will be compared. */
 static void wait_for_clock(const struct img_chain *c, unsigned to)
 {
-	const struct timespec pause = { 0, TICK_NS };
+	const struct timespec pause = {0, TICK_NS};
 	struct timespec now;
 	struct stat st;
 
@@ -61,16 +61,18 @@ static void wait_for_clock(const struct img_chain *c, unsigned to)
 	}
 }
 
-int img_absorbed_note(struct img_chain *c, unsigned to, enum img_marker_state state, struct img_err *err)
+int img_absorbed_note(struct img_chain *c, unsigned to, enum img_marker_state state,
+		      struct img_err *err)
 {
 	const struct img *leaf = c->layer[0];
-	struct img_marker m = { .state = state };
+	struct img_marker m = {.state = state};
 
 	memcpy(m.child_uuid, c->layer[to - 1]->info.uuid, 16);
 	memcpy(m.leaf_uuid, leaf->info.uuid, 16);
 	strncpy(m.leaf, leaf->file.real, sizeof(m.leaf) - 1);
 	(void)sums_boot(m.boot);
-	if (img_identity(c, to, to + 1, m.target, err) < 0 || img_identity(c, 0, to, m.above, err) < 0)
+	if (img_identity(c, to, to + 1, m.target, err) < 0 ||
+	    img_identity(c, 0, to, m.above, err) < 0)
 		return -1;
 	if (state == IMG_MARKER_KEPT)
 		wait_for_clock(c, to);
@@ -97,7 +99,8 @@ int img_absorbed_judge(struct img_chain *c, unsigned to, const struct img_marker
 	a->same_leaf = memcmp(m->leaf_uuid, c->layer[0]->info.uuid, 16) == 0;
 	a->target_same = memcmp(m->target, target, sizeof(target)) == 0;
 	a->above_same = a->same_leaf && memcmp(m->above, above, sizeof(above)) == 0;
-	a->sure = trusted(m, c->layer[to]) && sums_boot(boot) && memcmp(m->boot, boot, sizeof(boot)) == 0 &&
+	a->sure = trusted(m, c->layer[to]) && sums_boot(boot) &&
+		  memcmp(m->boot, boot, sizeof(boot)) == 0 &&
 		  settled(c->layer[to], &m->st.st_mtim, m->st.st_dev);
 	for (unsigned i = 0; a->above_same && i < to; i++)
 		a->sure &= settled(c->layer[i], &m->st.st_mtim, m->st.st_dev);
@@ -109,7 +112,8 @@ bool img_absorbed_there(const struct img_marker *m)
 	struct img *l;
 	bool yes;
 
-	if (access(m->leaf, F_OK) < 0 || img_layer_open(&l, m->leaf, false, true, RAW_NEVER, NULL) < 0)
+	if (access(m->leaf, F_OK) < 0 ||
+	    img_layer_open(&l, m->leaf, false, true, RAW_NEVER, NULL) < 0)
 		return false;
 	yes = memcmp(l->info.uuid, m->leaf_uuid, 16) == 0;
 	img_layer_close(l);
@@ -118,9 +122,9 @@ bool img_absorbed_there(const struct img_marker *m)
 
 void img_absorbed_warn(struct img *l, struct img *child, const struct img_open *opts)
 {
-	struct img_chain one = { .layer = { l }, .n = 1 };
+	struct img_chain one = {.layer = {l}, .n = 1};
 	uint8_t now[IMG_SUM_BYTES];
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_marker m;
 
 	/* A merge looks more closely, and says what to do. */
@@ -129,9 +133,12 @@ void img_absorbed_warn(struct img *l, struct img *child, const struct img_open *
 	if (img_kept_read(l->file.real, &m, &err) < 0)
 		img_warn(l, "%s", err.msg);
 	else if (m.state == IMG_MARKER_KEPT && memcmp(m.child_uuid, child->info.uuid, 16) == 0 &&
-		 img_identity(&one, 0, 1, now, NULL) == 0 && memcmp(now, m.target, sizeof(now)) != 0)
-		img_warn(child, "it was merged into %s, which was written to, or replaced, since: "
-				"what it shows is a mix of old and new", l->file.path);
+		 img_identity(&one, 0, 1, now, NULL) == 0 &&
+		 memcmp(now, m.target, sizeof(now)) != 0)
+		img_warn(child,
+			 "it was merged into %s, which was written to, or replaced, since: "
+			 "what it shows is a mix of old and new",
+			 l->file.path);
 }
 
 /* True: it said something of the file, and has to say otherwise. */

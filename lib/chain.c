@@ -25,9 +25,9 @@ struct search {
 	const struct img_open *opts;
 	char *dir;	/* the child's real folder */
 	char *found;	/* real path of the one that fits */
-	struct stat st;	/* the file that was looked at under that path */
+	struct stat st; /* the file that was looked at under that path */
 	char tried[1400];
-	int code;	/* what to report when none fits */
+	int code; /* what to report when none fits */
 	struct img_parent seen;
 };
 
@@ -68,7 +68,8 @@ static bool allowed(const struct search *s, const char *real)
  * of a folder on the way. io_open() follows no link in the name that it reports, so that name must
  * be the allowed one, and the file the one that was looked at.
  */
-static int check_opened(const struct img *p, const char *real, const struct stat *want, struct img_err *err)
+static int check_opened(const struct img *p, const char *real, const struct stat *want,
+			struct img_err *err)
 {
 	struct stat st;
 
@@ -91,7 +92,7 @@ static bool identity_fits(struct search *s, const char *real)
 	const struct img_info *ci = &s->child->info;
 	bool raw = memcmp(ci->parent_uuid, none, 16) == 0, fits = false;
 	char want[IMG_UUID_STR], got[IMG_UUID_STR], why[512];
-	struct img_err e = { 0 };
+	struct img_err e = {0};
 	struct img *p;
 	bool done;
 
@@ -109,8 +110,9 @@ static bool identity_fits(struct search *s, const char *real)
 		snprintf(why, sizeof(why), "replaced while it was looked at");
 	} else if (raw) {
 		fits = raw_size_fits(ci, p->info.size);
-		snprintf(why, sizeof(why), "raw parent of %" PRIu64 " bytes, the child has %" PRIu64,
-			 p->info.size, ci->size);
+		snprintf(why, sizeof(why),
+			 "raw parent of %" PRIu64 " bytes, the child has %" PRIu64, p->info.size,
+			 ci->size);
 	} else {
 		fits = memcmp(p->info.uuid, ci->parent_uuid, 16) == 0;
 		img_uuid_str(ci->parent_uuid, want);
@@ -144,7 +146,8 @@ static bool try_path(struct search *s, const char *path)
 		s->code = IMG_DATA;
 	} else if (!allowed(s, real)) {
 		dir = io_dirname(real);
-		snprintf(hint, sizeof(hint), "outside the child's folder; --parent-dir=%s would allow it",
+		snprintf(hint, sizeof(hint),
+			 "outside the child's folder; --parent-dir=%s would allow it",
 			 dir ? dir : "DIR");
 		free(dir);
 		note(s, real, hint);
@@ -235,8 +238,8 @@ static int check_loop(const struct img_chain *c, const char *path, struct img_er
 	if (stat(path, &want) < 0)
 		return img_err_errno(err, errno, "%s", path);
 	if (layer_of(c, &want) >= 0)
-		return img_err_set(err, IMG_DATA, "%s: loop: it is its own ancestor, through %s", path,
-				   c->layer[c->n - 1]->file.path);
+		return img_err_set(err, IMG_DATA, "%s: loop: it is its own ancestor, through %s",
+				   path, c->layer[c->n - 1]->file.path);
 	return 0;
 }
 
@@ -284,8 +287,8 @@ static int find_parent(struct search *s, struct img_err *err)
 int img_parent_find(struct img *child, const struct img_open *opts, struct img_parent *out,
 		    struct img_err *err)
 {
-	struct search s = { .child = child, .opts = opts, .code = IMG_NOINPUT };
-	struct img_err e = { 0 };
+	struct search s = {.child = child, .opts = opts, .code = IMG_NOINPUT};
+	struct img_err e = {0};
 
 	(void)find_parent(&s, &e);
 	free(s.dir);
@@ -301,7 +304,7 @@ void img_parent_free(struct img_parent *p)
 {
 	free(p->path);
 	free(p->damaged);
-	*p = (struct img_parent){ 0 };
+	*p = (struct img_parent){0};
 }
 
 /* The parent that the caller names for the leaf. */
@@ -324,7 +327,7 @@ static int open_parent(struct img **out, struct img_chain *c, const struct img_o
 	static const uint8_t none[16];
 	struct img *l = c->layer[c->n - 1];
 	bool given = opts->parent && c->n == 1, raw = memcmp(l->info.parent_uuid, none, 16) == 0;
-	struct search s = { .child = l, .opts = opts, .code = IMG_NOINPUT };
+	struct search s = {.child = l, .opts = opts, .code = IMG_NOINPUT};
 	bool writable = false;
 	int rc = given ? given_parent(&s, opts->parent, err) : find_parent(&s, err);
 
@@ -336,7 +339,10 @@ static int open_parent(struct img **out, struct img_chain *c, const struct img_o
 	if (rc == 0)
 		rc = img_layer_open(out, s.found, writable,
 				    opts->unlocked || opts->parents_unlocked,
-				    given ? RAW_MAYBE : raw ? RAW_ALWAYS : RAW_NEVER, err);
+				    given ? RAW_MAYBE
+				    : raw ? RAW_ALWAYS
+					  : RAW_NEVER,
+				    err);
 	if (rc == 0 && check_opened(*out, s.found, &s.st, err) < 0) {
 		img_layer_close(*out);
 		*out = NULL;
@@ -463,7 +469,8 @@ int img_find_layer(const struct img_chain *c, const char *path, struct img_err *
 		return img_err_errno(err, errno, "%s", path);
 	layer = layer_of(c, &want);
 	if (layer < 0)
-		img_err_set(err, IMG_DATA, "%s is not an ancestor of %s", path, c->layer[0]->file.path);
+		img_err_set(err, IMG_DATA, "%s is not an ancestor of %s", path,
+			    c->layer[0]->file.path);
 	return layer;
 }
 
@@ -471,7 +478,7 @@ int img_snapshot(const char *parent, const char *child, const struct img_open *o
 		 struct img_err *err)
 {
 	struct img_chain *c;
-	struct img_create o = { .type = IMG_DIFFERENCING, .force = force };
+	struct img_create o = {.type = IMG_DIFFERENCING, .force = force};
 	static const uint8_t none[16];
 	struct stat st;
 	int rc;
@@ -489,8 +496,8 @@ int img_snapshot(const char *parent, const char *child, const struct img_open *o
 	rc = i->size % SECTOR ? img_err_set(err, IMG_DATA,
 					    "%s: size %" PRIu64
 					    " is no multiple of 512, a VHD child cannot have it",
-					    parent, i->size) :
-				0;
+					    parent, i->size)
+			      : 0;
 	if (rc == 0 && c->n == IMG_MAX_LAYERS)
 		rc = img_err_set(err, IMG_DATA, "%s: the chain has %d layers already", parent,
 				 IMG_MAX_LAYERS);
@@ -503,22 +510,25 @@ int img_snapshot(const char *parent, const char *child, const struct img_open *o
 int img_push_open(struct img_chain *c, const char *child, struct img **layer, struct img_err *err)
 {
 	struct img *l, *leaf = c->layer[0];
-	struct img_ext ext = { 0 };
+	struct img_ext ext = {0};
 	int rc = -1;
 
 	if (img_layer_open(&l, child, true, false, RAW_NEVER, err) < 0)
 		return -1;
 	if (c->n == IMG_MAX_LAYERS)
-		img_err_set(err, IMG_DATA, "%s: the chain has %d layers already", child, IMG_MAX_LAYERS);
+		img_err_set(err, IMG_DATA, "%s: the chain has %d layers already", child,
+			    IMG_MAX_LAYERS);
 	else if (l->info.type != IMG_DIFFERENCING || l->info.size != leaf->info.size ||
 		 memcmp(l->info.parent_uuid, leaf->info.uuid, 16) != 0)
-		img_err_set(err, IMG_DATA, "%s: not a differencing child of %s", child, leaf->file.path);
+		img_err_set(err, IMG_DATA, "%s: not a differencing child of %s", child,
+			    leaf->file.path);
 	else
 		rc = 0;
 	for (uint64_t off = 0; rc == 0 && off < l->info.size; off += ext.len) {
 		rc = l->ops->map(l, off, l->info.size - off, &ext, err);
 		if (rc == 0 && ext.kind != EXT_HOLE)
-			rc = img_err_set(err, IMG_DATA, "%s: not empty: it has data at offset %" PRIu64, child,
+			rc = img_err_set(err, IMG_DATA,
+					 "%s: not empty: it has data at offset %" PRIu64, child,
 					 off);
 	}
 	if (rc < 0) {

@@ -12,14 +12,14 @@
 enum img_code {
 	IMG_OK = 0,
 	IMG_USAGE = 64,
-	IMG_DATA = 65,	   /* damaged or refused input */
-	IMG_NOINPUT = 66,  /* a file or a parent is missing */
-	IMG_UNAVAIL = 69,  /* helper program or other side missing */
-	IMG_BUG = 70,	   /* a bug in us */
+	IMG_DATA = 65,	    /* damaged or refused input */
+	IMG_NOINPUT = 66,   /* a file or a parent is missing */
+	IMG_UNAVAIL = 69,   /* helper program or other side missing */
+	IMG_BUG = 70,	    /* a bug in us */
 	IMG_CANTCREAT = 73, /* output exists, no space, quota */
-	IMG_IO = 74,	   /* I/O error */
-	IMG_AGAIN = 75,	   /* locked, or interrupted and resumable */
-	IMG_PROTO = 76,	   /* the stream breaks the protocol */
+	IMG_IO = 74,	    /* I/O error */
+	IMG_AGAIN = 75,	    /* locked, or interrupted and resumable */
+	IMG_PROTO = 76,	    /* the stream breaks the protocol */
 	IMG_PERM = 77,
 	IMG_PREFLIGHT = 78, /* refused before anything was changed */
 };

@@ -15,11 +15,11 @@
 #include "img_impl.h"
 #include "undo.h"
 
-const struct img_ops *const img_formats[] = { &vhd_ops, &raw_ops, NULL };
+const struct img_ops *const img_formats[] = {&vhd_ops, &raw_ops, NULL};
 
 const char *img_type_name(enum img_type type)
 {
-	static const char *const names[] = { "raw", "fixed", "dynamic", "differencing" };
+	static const char *const names[] = {"raw", "fixed", "dynamic", "differencing"};
 
 	return names[type];
 }
@@ -89,7 +89,8 @@ static int refuse_vhdx(struct img *l, struct img_err *err)
 	if (io_read_upto(&l->file, buf, sizeof(buf), 0, &got, err) < 0)
 		return -1;
 	if (got == sizeof(buf) && memcmp(buf, "vhdxfile", sizeof(buf)) == 0)
-		return img_err_set(err, IMG_DATA, "%s: a VHDX file, which is not supported", l->file.path);
+		return img_err_set(err, IMG_DATA, "%s: a VHDX file, which is not supported",
+				   l->file.path);
 	return 0;
 }
 
@@ -112,9 +113,10 @@ static int choose_format(struct img *l, enum img_raw raw, struct img_err *err)
 		img_warn(l, "no VHD footer at either end: taken as a raw disk");
 	}
 	if (!found)
-		return img_err_set(err, IMG_DATA,
-				   "%s: no VHD footer at either end; a raw disk must be named as one",
-				   l->file.path);
+		return img_err_set(
+			err, IMG_DATA,
+			"%s: no VHD footer at either end; a raw disk must be named as one",
+			l->file.path);
 	if (found->open(l, err) < 0)
 		return -1;
 	l->ops = found;
@@ -125,12 +127,13 @@ static int choose_format(struct img *l, enum img_raw raw, struct img_err *err)
 /* A change of the file that was cut short is undone before anything is read. */
 static int settle(struct img *l, struct img_err *err)
 {
-	struct img_err e = { 0 };
+	struct img_err e = {0};
 	bool done;
 
 	if (undo_settle(l->file.real, &done, &e) < 0)
 		return img_err_set(err, e.code == IMG_DATA ? IMG_DATA : IMG_AGAIN,
-				   "%s: a change was cut short and must be undone first, by vhd-check --undo: %s",
+				   "%s: a change was cut short and must be undone first, by "
+				   "vhd-check --undo: %s",
 				   l->file.path, e.msg);
 	if (done)
 		img_warn(l, "a change that was cut short was undone");
@@ -209,10 +212,13 @@ static int check_range(struct img_chain *c, uint64_t off, uint64_t len, struct i
 static int check_write(struct img_chain *c, uint64_t off, uint64_t len, struct img_err *err)
 {
 	if (!c->layer[0]->file.writable)
-		return img_err_set(err, IMG_PERM, "%s: opened for reading only", c->layer[0]->file.path);
+		return img_err_set(err, IMG_PERM, "%s: opened for reading only",
+				   c->layer[0]->file.path);
 	if (c->layer[0]->ops != &raw_ops && ((off | len) & (SECTOR - 1)))
-		return img_err_set(err, IMG_BUG, "%s: write of %" PRIu64 " bytes at %" PRIu64
-				   " is not a whole number of sectors", c->layer[0]->file.path, len, off);
+		return img_err_set(err, IMG_BUG,
+				   "%s: write of %" PRIu64 " bytes at %" PRIu64
+				   " is not a whole number of sectors",
+				   c->layer[0]->file.path, len, off);
 	return check_range(c, off, len, err);
 }
 
@@ -312,17 +318,21 @@ static int check_create(const char *path, const struct img_create *o, struct img
 	if (o->type == IMG_RAW)
 		return 0;
 	if (o->size == 0 || o->size % SECTOR)
-		return img_err_set(err, IMG_USAGE, "%s: a VHD's size must be a multiple of 512, not %" PRIu64,
-				   path, o->size);
+		return img_err_set(err, IMG_USAGE,
+				   "%s: a VHD's size must be a multiple of 512, not %" PRIu64, path,
+				   o->size);
 	if (o->size > IMG_VHD_MAX_SIZE)
-		return img_err_set(err, IMG_USAGE, "%s: %" PRIu64 " bytes: a VHD holds at most 2040 GiB (%llu)",
+		return img_err_set(err, IMG_USAGE,
+				   "%s: %" PRIu64 " bytes: a VHD holds at most 2040 GiB (%llu)",
 				   path, o->size, IMG_VHD_MAX_SIZE);
-	if (o->block_size && (!u64_is_pow2(o->block_size) || o->block_size < 4096 ||
-			      o->block_size > 256u << 20))
-		return img_err_set(err, IMG_USAGE, "%s: the block size must be a power of two from 4K to 256M",
+	if (o->block_size &&
+	    (!u64_is_pow2(o->block_size) || o->block_size < 4096 || o->block_size > 256u << 20))
+		return img_err_set(err, IMG_USAGE,
+				   "%s: the block size must be a power of two from 4K to 256M",
 				   path);
 	if (o->creator && strlen(o->creator) > 4)
-		return img_err_set(err, IMG_USAGE, "%s: a creator code has at most four letters", path);
+		return img_err_set(err, IMG_USAGE, "%s: a creator code has at most four letters",
+				   path);
 	return 0;
 }
 
@@ -336,8 +346,8 @@ static int check_unused(const char *path, struct img_err *err)
 	if (stat(path, &st) < 0)
 		return 0;
 	if (!S_ISREG(st.st_mode))
-		return img_err_set(err, IMG_CANTCREAT, "%s: exists and is no regular file; not replaced",
-				   path);
+		return img_err_set(err, IMG_CANTCREAT,
+				   "%s: exists and is no regular file; not replaced", path);
 	if (io_open(&f, path, false, err) < 0)
 		return -1;
 	rc = io_lock(&f, IO_LOCK_EXCLUSIVE, err);
@@ -413,7 +423,8 @@ int img_forget_from(struct img *l, uint64_t off, struct img_err *err)
 	if (io_size(&l->file, &size, err) < 0)
 		return -1;
 	if (size < off)
-		return img_err_set(err, IMG_DATA, "%s: %" PRIu64 " bytes were written, %" PRIu64 " are there",
+		return img_err_set(err, IMG_DATA,
+				   "%s: %" PRIu64 " bytes were written, %" PRIu64 " are there",
 				   l->file.path, off, size);
 	return io_truncate(&l->file, off, err);
 }

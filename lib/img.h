@@ -16,7 +16,7 @@
 #include "err.h"
 
 #define IMG_MAX_LAYERS 256
-#define IMG_UUID_STR 37	       /* bytes of a printed UUID, with the NUL */
+#define IMG_UUID_STR 37			 /* bytes of a printed UUID, with the NUL */
 #define IMG_VHD_MAX_SIZE (2040ull << 30) /* vhd-format §19 */
 
 enum img_type { IMG_RAW, IMG_FIXED, IMG_DYNAMIC, IMG_DIFFERENCING };
@@ -24,13 +24,13 @@ enum img_type { IMG_RAW, IMG_FIXED, IMG_DYNAMIC, IMG_DIFFERENCING };
 /* What is known of one layer. Strings belong to the layer. */
 struct img_info {
 	enum img_type type;
-	const char *format;	 /* "vhd" or "raw" */
-	uint64_t size;		 /* virtual size */
-	uint64_t original_size;	 /* at creation; a raw parent may still have it */
+	const char *format;	/* "vhd" or "raw" */
+	uint64_t size;		/* virtual size */
+	uint64_t original_size; /* at creation; a raw parent may still have it */
 	uint64_t file_size;
-	uint64_t allocated;	 /* bytes of the file system's blocks */
-	uint32_t block_size;	 /* 0: no blocks */
-	uint32_t blocks;	 /* entries of the BAT that the size needs */
+	uint64_t allocated;  /* bytes of the file system's blocks */
+	uint32_t block_size; /* 0: no blocks */
+	uint32_t blocks;     /* entries of the BAT that the size needs */
 	bool has_uuid;
 	uint8_t uuid[16];
 	bool has_parent;
@@ -38,34 +38,34 @@ struct img_info {
 	const char *parent_name; /* as the child names it, UTF-8; NULL: none */
 	char creator[5];	 /* printable; "" for raw */
 	uint32_t creator_version;
-	uint32_t timestamp;	 /* seconds since 2000-01-01 UTC, 0: unset */
+	uint32_t timestamp; /* seconds since 2000-01-01 UTC, 0: unset */
 	uint16_t cylinders;
 	uint8_t heads, sectors;
 	bool saved_state;
-	bool hidden;		 /* XenServer: parent only */
-	const char *warning;	 /* what was tolerated while opening, or NULL */
-	bool unsound;		 /* its two footers are not both valid and equal */
+	bool hidden;	     /* XenServer: parent only */
+	const char *warning; /* what was tolerated while opening, or NULL */
+	bool unsound;	     /* its two footers are not both valid and equal */
 };
 
-struct img;	  /* one layer */
+struct img; /* one layer */
 struct img_chain;
 
 struct img_open {
-	bool writable;		/* the leaf; parents are always read-only */
-	bool unlocked;		/* no lock at all: only to look at a disk in use */
-	bool single;		/* the leaf alone: parents are not even searched */
-	bool raw;		/* the leaf is raw whatever its bytes say */
-	bool maybe_raw;		/* a leaf without any VHD footer is raw, with a warning */
+	bool writable;		 /* the leaf; parents are always read-only */
+	bool unlocked;		 /* no lock at all: only to look at a disk in use */
+	bool single;		 /* the leaf alone: parents are not even searched */
+	bool raw;		 /* the leaf is raw whatever its bytes say */
+	bool maybe_raw;		 /* a leaf without any VHD footer is raw, with a warning */
 	bool ignore_saved_state; /* merge although a saved machine depends on the disk */
 	bool parent_anywhere;
 	const char *const *parent_dirs;
 	size_t nparent_dirs;
-	bool merge;		/* for img_merge(): the layers down to its target writable as well */
-	const char *merge_to;	/* the target's path; NULL: the parent of the leaf */
-	bool partial;		/* a parent that is missing ends the chain: to look, or to clean up */
-	const char *parent;	/* layer 1, whatever the leaf names, unchecked: for img_reparent() */
-	bool parents_unlocked;	/* somebody else holds their locks */
-	bool receiver;		/* it is the one that receives onto the disk: img_receive_begin() */
+	bool merge;	      /* for img_merge(): the layers down to its target writable as well */
+	const char *merge_to; /* the target's path; NULL: the parent of the leaf */
+	bool partial;	      /* a parent that is missing ends the chain: to look, or to clean up */
+	const char *parent;   /* layer 1, whatever the leaf names, unchecked: for img_reparent() */
+	bool parents_unlocked; /* somebody else holds their locks */
+	bool receiver;	       /* it is the one that receives onto the disk: img_receive_begin() */
 };
 
 int img_open(struct img_chain **out, const char *path, const struct img_open *opts,
@@ -88,8 +88,8 @@ void img_uuid_str(const uint8_t uuid[16], char out[IMG_UUID_STR]);
 void img_uuid_new(uint8_t uuid[16]);
 
 enum img_kind {
-	IMG_DATA_RUN, /* bytes of a layer's file */
-	IMG_ZERO_RUN, /* no layer has it, or a file-system hole in a file's data */
+	IMG_DATA_RUN,  /* bytes of a layer's file */
+	IMG_ZERO_RUN,  /* no layer has it, or a file-system hole in a file's data */
 	IMG_BELOW_RUN, /* no layer above BASE has it */
 };
 
@@ -150,18 +150,18 @@ void img_writeback(struct img_chain *c);
  */
 struct img_create {
 	enum img_type type;
-	uint64_t size;		/* multiple of 512, except raw */
-	uint32_t block_size;	/* 0: 2 MiB */
-	const uint8_t *uuid;	/* NULL: a new random one */
-	const char *creator;	/* 4 letters; NULL: "win " (vhd-format §3) */
-	bool force;		/* replace an existing file */
-	bool direct;		/* large data past the page cache (io_direct) */
-	const char *partial;	/* its name, with mode 0600, until it is finished; NULL: a random one */
+	uint64_t size;	     /* multiple of 512, except raw */
+	uint32_t block_size; /* 0: 2 MiB */
+	const uint8_t *uuid; /* NULL: a new random one */
+	const char *creator; /* 4 letters; NULL: "win " (vhd-format §3) */
+	bool force;	     /* replace an existing file */
+	bool direct;	     /* large data past the page cache (io_direct) */
+	const char *partial; /* its name until it is finished, mode 0600; NULL: random */
 	/* differencing only */
-	const char *parent_path; /* recorded in the locators */
+	const char *parent_path;    /* recorded in the locators */
 	const uint8_t *parent_uuid; /* all zero: raw parent */
 	uint32_t parent_timestamp;
-	uint64_t parent_size;	/* if it is not SIZE; a raw parent is known by nothing else */
+	uint64_t parent_size; /* if it is not SIZE; a raw parent is known by nothing else */
 };
 int img_create(const char *path, const struct img_create *opts, struct img_err *err);
 /* What of that can be refused before anything is done. */
@@ -203,8 +203,7 @@ int img_snapshot(const char *parent, const char *child, const struct img_open *o
  * and locks it; img_push makes it the new leaf: the caller must hold off all other users of the
  * chain and have flushed it. A layer that was not pushed is given to img_push_cancel.
  */
-int img_push_open(struct img_chain *c, const char *child, struct img **layer,
-		  struct img_err *err);
+int img_push_open(struct img_chain *c, const char *child, struct img **layer, struct img_err *err);
 int img_push(struct img_chain *c, struct img *layer, struct img_err *err);
 void img_push_cancel(struct img *layer);
 
@@ -216,8 +215,8 @@ void img_push_cancel(struct img *layer);
  */
 struct img_merge {
 	const struct img_open *open; /* its folders are searched for other children */
-	bool del;		/* the merged files go; children of the leaf become the target's */
-	bool again;		/* what was merged before as well, though its target was written to since */
+	bool del;   /* the merged files go; children of the leaf become the target's */
+	bool again; /* what was merged before as well, though its target was written to since */
 	/*
 	 * Bytes done and planned; non-zero stops (IMG_AGAIN, the same call finishes). NULL:
 	 * nobody asks.
@@ -226,13 +225,13 @@ struct img_merge {
 	void *ctx;
 };
 struct img_merge_stats {
-	uint64_t bytes;	      /* data moved */
-	uint64_t new_blocks;  /* allocated in the target */
-	uint64_t growth;      /* bytes the target's file grew, an upper bound before the merge */
-	uint64_t space_free;  /* on the target's file system */
-	unsigned layers;      /* merged into the target */
-	unsigned reparented;  /* children of the leaf that were, or will be, given a new parent */
-	bool already;	      /* it was merged before: there was nothing to do but to remove files */
+	uint64_t bytes;	     /* data moved */
+	uint64_t new_blocks; /* allocated in the target */
+	uint64_t growth;     /* bytes the target's file grew, an upper bound before the merge */
+	uint64_t space_free; /* on the target's file system */
+	unsigned layers;     /* merged into the target */
+	unsigned reparented; /* children of the leaf that were, or will be, given a new parent */
+	bool already;	     /* it was merged before: there was nothing to do but to remove files */
 };
 /* Only looks: what a merge would do, and every reason why it cannot, in one message. */
 int img_merge_plan(struct img_chain *c, const struct img_merge *opts, struct img_merge_stats *stats,
@@ -283,7 +282,7 @@ int img_flatten(struct img_chain *c, unsigned last, const char *path, bool force
 #define IMG_SUM_CHUNK (1u << 20)
 #define IMG_SUM_BYTES 16
 #define IMG_SUM_STR 33 /* bytes of a printed sum, with the NUL */
-struct img_sum; /* takes the disk's bytes in ascending order */
+struct img_sum;	       /* takes the disk's bytes in ascending order */
 struct img_sum *img_sum_new(uint64_t size);
 /* Of one chunk. */
 void img_sum_chunk(const void *buf, size_t len, uint64_t seed, uint8_t sum[IMG_SUM_BYTES]);
@@ -298,7 +297,8 @@ void img_sum_known(struct img_sum *s, const uint8_t sum[IMG_SUM_BYTES], uint64_t
 void img_sum_skip(struct img_sum *s, uint64_t n);
 /* FN is told the sum of each chunk as soon as it is known: of N equal ones, from FIRST on. */
 void img_sum_watch(struct img_sum *s,
-		   void (*fn)(void *ctx, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]),
+		   void (*fn)(void *ctx, uint64_t first, uint64_t n,
+			      const uint8_t sum[IMG_SUM_BYTES]),
 		   void *ctx);
 /* Lower-case hexadecimal; all SIZE bytes must have been given. */
 void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR]);
@@ -387,16 +387,16 @@ int img_resize(const char *path, const struct img_open *opts, struct img_resize 
  * below. Crash-safe: old or new.
  */
 struct img_reparent_plan {
-	bool changes;		/* false: all is as it should be already */
-	bool other;		/* not the parent that CHILD named */
-	char why[256];		/* … and why not */
+	bool changes;			    /* false: all is as it should be already */
+	bool other;			    /* not the parent that CHILD named */
+	char why[256];			    /* … and why not */
 	uint8_t old_uuid[16], new_uuid[16]; /* all zero: a raw parent */
 };
 int img_reparent(const char *child, const char *parent, const struct img_open *opts, bool force,
 		 struct img_err *err);
 /* Only looks. */
-int img_reparent_plan(const char *child, const char *parent, const struct img_open *opts, bool force,
-		      struct img_reparent_plan *plan, struct img_err *err);
+int img_reparent_plan(const char *child, const char *parent, const struct img_open *opts,
+		      bool force, struct img_reparent_plan *plan, struct img_err *err);
 
 /*
  * Looks at every byte of structure of one VHD, and reports each fault to FAULT (non-zero ends the
@@ -408,8 +408,8 @@ enum img_severity { IMG_NOTE, IMG_WARNING, IMG_ERROR };
 #define IMG_FAULT_TEXT 256
 
 struct img_fault {
-	const char *id, *what;	/* stable; for a person */
-	const char *path;	/* of the file it is in */
+	const char *id, *what; /* stable; for a person */
+	const char *path;      /* of the file it is in */
 	enum img_severity severity;
 	uint64_t offset;	/* in that file, or IMG_FAULT_NOWHERE */
 	uint32_t block, blocks; /* which blocks; BLOCKS is 0: none */
@@ -419,23 +419,23 @@ struct img_fault {
 };
 
 struct img_check {
-	struct img_open open;	/* .unlocked and where parents may lie */
-	bool chain;		/* the parents as well, down to the base */
-	bool no_bitmaps;	/* only what does not need every block looked at */
-	bool dry_run;		/* img_repair() only tells what it would do */
+	struct img_open open; /* .unlocked and where parents may lie */
+	bool chain;	      /* the parents as well, down to the base */
+	bool no_bitmaps;      /* only what does not need every block looked at */
+	bool dry_run;	      /* img_repair() only tells what it would do */
 	void (*fault)(void *ctx, const struct img_fault *f);
 	int (*progress)(void *ctx, uint64_t done, uint64_t planned); /* of one file; may be NULL */
 	void *ctx;
 };
 
 struct img_check_result {
-	unsigned layers;	/* that were looked at */
+	unsigned layers; /* that were looked at */
 	uint64_t errors, warnings, notes, mendable;
-	uint64_t blocks, used;	/* of the first file: entries of the BAT, blocks in the file */
-	uint64_t leaked;	/* its bytes that nothing owns */
-	bool repaired;		/* img_repair() changed the file */
-	uint64_t changed;	/* bytes written for it */
-	char undo[4096];	/* where the old bytes are */
+	uint64_t blocks, used; /* of the first file: entries of the BAT, blocks in the file */
+	uint64_t leaked;       /* its bytes that nothing owns */
+	bool repaired;	       /* img_repair() changed the file */
+	uint64_t changed;      /* bytes written for it */
+	char undo[4096];       /* where the old bytes are */
 };
 
 int img_check(const char *path, const struct img_check *opts, struct img_check_result *res,

@@ -113,7 +113,7 @@ int img_forget_from(struct img *l, uint64_t off, struct img_err *err);
 int img_map_dense(struct img_chain *c, uint64_t off, uint64_t len, unsigned base,
 		  struct img_run *run, struct img_err *err);
 
-/* sum.c: the next part of a chain, OFF to END, goes into S. BUF is made, and the caller's to free. */
+/* sum.c: the part of a chain from OFF to END goes into S. BUF is made, the caller's to free. */
 struct img_sum_job {
 	int (*progress)(void *ctx, uint64_t done, uint64_t planned);
 	void *ctx;
@@ -139,22 +139,22 @@ int img_kin_each(const struct img_chain *c, const struct img *parent, const stru
 /* marker.c: the markers of a merge, files beside the disks that it changes. */
 enum img_marker_state {
 	IMG_MARKER_NONE,
-	IMG_MARKER_MERGING, /* half merged */
-	IMG_MARKER_MIDDLE,  /* between the leaf and the target: of no use without the leaf */
-	IMG_MARKER_MERGED,  /* whole; files that are not needed any more are being removed */
+	IMG_MARKER_MERGING,   /* half merged */
+	IMG_MARKER_MIDDLE,    /* between the leaf and the target: of no use without the leaf */
+	IMG_MARKER_MERGED,    /* whole; files that are not needed any more are being removed */
 	IMG_MARKER_RECEIVING, /* still the old disk, while a child that will be merged arrives */
-	IMG_MARKER_KEPT, /* whole, and what was merged is still there: in a file of its own */
+	IMG_MARKER_KEPT,      /* whole, and what was merged is still there: in a file of its own */
 };
 struct img_marker {
 	enum img_marker_state state;
 	uint8_t child_uuid[16]; /* of the layer through which alone the disk opens */
 	uint8_t leaf_uuid[16];
-	/* MERGED, KEPT: img_identity() of the disk and of what was merged into it; all zero: not any more */
+	/* MERGED, KEPT: img_identity() of the disk and of what was merged; zero: not any more */
 	uint8_t target[16], above[16];
 	uint8_t boot[16]; /* when that was so */
-	char leaf[4096];	/* its path */
-	struct stat st; /* of the marker, where it was read */
-	bool plain; /* and no link led there */
+	char leaf[4096];  /* its path */
+	struct stat st;	  /* of the marker, where it was read */
+	bool plain;	  /* and no link led there */
 };
 #define IMG_MARKER_SUFFIX ".merging"
 #define IMG_KEPT_SUFFIX ".absorbed"
@@ -169,26 +169,29 @@ int img_marker_write(const struct img *l, const struct img *above, const struct 
 int img_marker_store(const char *real, const struct img_marker *m, struct img_err *err);
 /* None there is fine. */
 int img_marker_remove(const char *real, struct img_err *err);
-/* Whether a new disk may have the name PATH: what lies beside it would be taken for one of the new one. */
+/* Whether a new disk may have the name PATH: what lies beside it would be taken for one of the new
+ * one. */
 int img_marker_check_new(const char *path, struct img_err *err);
 /* Whether L may be opened below CHILD (NULL: by itself). */
 int img_marker_check(struct img *l, struct img *child, const struct img_open *opts,
 		     struct img_err *err);
 
 /*
- * absorbed.c: layers that were merged into a disk and are still there. As long as nobody writes to that
- * one they are as good as before; from then on they must not be merged into it once more.
+ * absorbed.c: layers that were merged into a disk and are still there. As long as nobody writes to
+ * that one they are as good as before; from then on they must not be merged into it once more.
  */
 /* C was merged down to layer TO: MERGED or KEPT is durably noted beside that, as things are now. */
-int img_absorbed_note(struct img_chain *c, unsigned to, enum img_marker_state state, struct img_err *err);
+int img_absorbed_note(struct img_chain *c, unsigned to, enum img_marker_state state,
+		      struct img_err *err);
 /* L was opened below CHILD (or NULL): whether that one shows what it showed. */
 void img_absorbed_warn(struct img *l, struct img *child, const struct img_open *opts);
 /* Before somebody writes to the leaf: what was noted of it is true no longer. */
 void img_absorbed_written(struct img_chain *c);
 struct img_absorbed {
-	bool same_leaf;	 /* the leaf is the one that was merged */
-	bool above_same, target_same; /* nobody has written to the files, by what they say themselves */
-	bool sure;	 /* and that is worth something */
+	bool same_leaf; /* the leaf is the one that was merged */
+	bool above_same,
+		target_same; /* nobody has written to the files, by what they say themselves */
+	bool sure;	     /* and that is worth something */
 };
 /* What marker M, which is beside layer TO and about the one above it, is worth now. */
 int img_absorbed_judge(struct img_chain *c, unsigned to, const struct img_marker *m,
@@ -198,10 +201,10 @@ bool img_absorbed_there(const struct img_marker *m);
 
 /* What a search for the parent of a layer found (chain.c). */
 struct img_parent {
-	char *path;	 /* the one; NULL: none */
-	char *damaged;	 /* a candidate that cannot be opened, or NULL */
-	bool refused;	 /* one lies outside the allowed folders */
-	bool wrong;	 /* one is somebody else's parent */
+	char *path;		      /* the one; NULL: none */
+	char *damaged;		      /* a candidate that cannot be opened, or NULL */
+	bool refused;		      /* one lies outside the allowed folders */
+	bool wrong;		      /* one is somebody else's parent */
 	uint64_t size, original_size; /* of the last that was looked at */
 	int64_t mtime;
 	char tried[1400]; /* every candidate and why not, a line each */

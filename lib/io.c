@@ -67,7 +67,8 @@ static int open_resolved(const char *real, int flags)
 	int dir = names ? open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) : -1, fd = -1, saved;
 
 	while (dir >= 0 && (name = strsep(&rest, "/"))) {
-		fd = openat(dir, name, O_NOFOLLOW | O_CLOEXEC | (rest ? O_PATH | O_DIRECTORY : flags));
+		fd = openat(dir, name,
+			    O_NOFOLLOW | O_CLOEXEC | (rest ? O_PATH | O_DIRECTORY : flags));
 		saved = errno;
 		close(dir);
 		errno = saved;
@@ -87,7 +88,8 @@ int io_open(struct io_file *f, const char *path, bool writable, struct img_err *
 	f->real = realpath(path, NULL);
 	/* O_NONBLOCK: opening a FIFO must not wait for its other end. */
 	if (f->real)
-		f->fd = open_resolved(f->real, (writable ? O_RDWR : O_RDONLY) | O_NOCTTY | O_NONBLOCK);
+		f->fd = open_resolved(f->real,
+				      (writable ? O_RDWR : O_RDONLY) | O_NOCTTY | O_NONBLOCK);
 	if (f->real && f->fd < 0 && (errno == ELOOP || errno == ENOTDIR)) {
 		img_err_set(err, IMG_DATA, "%s: replaced by a link while it was opened", path);
 		goto fail;
@@ -124,7 +126,8 @@ int io_size(struct io_file *f, uint64_t *size, struct img_err *err)
 #ifdef BLKGETSIZE64
 	if (f->block_device) {
 		if (ioctl(f->fd, BLKGETSIZE64, size) < 0)
-			return img_err_errno(err, errno, "%s: cannot get the device's size", f->path);
+			return img_err_errno(err, errno, "%s: cannot get the device's size",
+					     f->path);
 		return 0;
 	}
 #endif
@@ -148,7 +151,8 @@ int io_read_upto(struct io_file *f, void *buf, size_t len, uint64_t off, size_t 
 
 	*got = 0;
 	if (!in_range(off, len))
-		return img_err_set(err, IMG_DATA, "%s: offset %" PRIu64 " is beyond any file", f->path, off);
+		return img_err_set(err, IMG_DATA, "%s: offset %" PRIu64 " is beyond any file",
+				   f->path, off);
 	while (*got < len) {
 		ssize_t n = pread(f->fd, p + *got, len - *got, (off_t)(off + *got));
 
@@ -182,7 +186,8 @@ static int check_alive(struct io_file *f, struct img_err *err)
 {
 	if (f->failed)
 		return img_err_set(err, IMG_IO,
-				   "%s: an earlier sync failed (%s): what was written since the last good one may be lost",
+				   "%s: an earlier sync failed (%s): what was written since the "
+				   "last good one may be lost",
 				   f->path, strerror(f->failed));
 	return 0;
 }
@@ -231,7 +236,8 @@ int io_write(struct io_file *f, const void *buf, size_t len, uint64_t off, struc
 	if (check_alive(f, err) < 0)
 		return -1;
 	if (!in_range(off, len))
-		return img_err_set(err, IMG_DATA, "%s: offset %" PRIu64 " is beyond any file", f->path, off);
+		return img_err_set(err, IMG_DATA, "%s: offset %" PRIu64 " is beyond any file",
+				   f->path, off);
 	while (done < len) {
 		ssize_t n = put(f, p + done, len - done, off + done);
 
@@ -277,7 +283,8 @@ int io_zero(struct io_file *f, uint64_t off, uint64_t len, struct img_err *err)
 	if (check_alive(f, err) < 0 || io_size(f, &size, err) < 0)
 		return -1;
 	if (!in_range(off, len))
-		return img_err_set(err, IMG_DATA, "%s: offset %" PRIu64 " is beyond any file", f->path, off);
+		return img_err_set(err, IMG_DATA, "%s: offset %" PRIu64 " is beyond any file",
+				   f->path, off);
 	end = off + len;
 	if (off < size) {
 		uint64_t inside = u64_min(end, size) - off;
@@ -324,7 +331,8 @@ static int copy_by_buffer(struct io_file *from, uint64_t from_off, struct io_fil
 	while (len) {
 		size_t n = (size_t)u64_min(len, COPY_BUF);
 
-		if (io_read(from, buf, n, from_off, err) < 0 || io_write(to, buf, n, to_off, err) < 0)
+		if (io_read(from, buf, n, from_off, err) < 0 ||
+		    io_write(to, buf, n, to_off, err) < 0)
 			goto out;
 		from_off += n;
 		to_off += n;
@@ -397,9 +405,9 @@ int io_extent(struct io_file *f, uint64_t off, uint64_t *len, bool *hole, struct
 		return 0;
 	}
 	if (at < 0)
-		return errno == EINVAL || errno == EOPNOTSUPP ?
-			       0 :
-			       img_err_errno(err, errno, "%s: cannot seek for data", f->path);
+		return errno == EINVAL || errno == EOPNOTSUPP
+			       ? 0
+			       : img_err_errno(err, errno, "%s: cannot seek for data", f->path);
 	if ((uint64_t)at > off) {
 		*hole = true;
 		*len = u64_min(*len, (uint64_t)at - off);
@@ -419,8 +427,8 @@ int io_truncate(struct io_file *f, uint64_t size, struct img_err *err)
 		return -1;
 	while (ftruncate(f->fd, (off_t)size) < 0)
 		if (errno != EINTR)
-			return img_err_errno(err, errno, "%s: cannot set the size to %" PRIu64, f->path,
-					     size);
+			return img_err_errno(err, errno, "%s: cannot set the size to %" PRIu64,
+					     f->path, size);
 	return 0;
 }
 
@@ -461,8 +469,9 @@ int io_sync(struct io_file *f, struct img_err *err)
 		pthread_cond_broadcast(&f->done);
 	}
 	pthread_mutex_unlock(&f->mutex);
-	return f->failed ? img_err_set(err, IMG_IO, "%s: sync failed: %s", f->path, strerror(f->failed)) :
-			   0;
+	return f->failed ? img_err_set(err, IMG_IO, "%s: sync failed: %s", f->path,
+				       strerror(f->failed))
+			 : 0;
 }
 
 void io_writeback(struct io_file *f, uint64_t off, uint64_t len)

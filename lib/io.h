@@ -16,19 +16,19 @@
 #include "err.h"
 
 struct io_file {
-	int fd;		/* -1 while closed */
-	int direct;	/* the same file past the page cache, see io_direct(); -1: none */
-	char *path;	/* as given; for messages. Owned */
-	char *real;	/* resolved; the file itself. Owned */
+	int fd;	    /* -1 while closed */
+	int direct; /* the same file past the page cache, see io_direct(); -1: none */
+	char *path; /* as given; for messages. Owned */
+	char *real; /* resolved; the file itself. Owned */
 	bool writable;
 	bool block_device;
-	unsigned lock;	/* enum io_lock held now */
+	unsigned lock; /* enum io_lock held now */
 	/* Group sync: one fdatasync serves all that asked before it began. */
 	pthread_mutex_t mutex;
 	pthread_cond_t done;
 	uint64_t started, finished;
 	bool syncing;
-	int failed;	/* errno of a failed sync: final, the kernel may have dropped the data */
+	int failed; /* errno of a failed sync: final, the kernel may have dropped the data */
 	uint64_t data, data_end; /* where io_extent() found no hole; under the mutex */
 };
 
@@ -82,8 +82,8 @@ int io_write(struct io_file *f, const void *buf, size_t len, uint64_t off, struc
  */
 void io_direct(struct io_file *f);
 
-/* Makes LEN bytes at OFF read as zeros, without dense writing where the file system can. The range may lie
- * beyond the end: then the file grows. */
+/* Makes LEN bytes at OFF read as zeros, without dense writing where the file system can. The range
+ * may lie beyond the end: then the file grows. */
 int io_zero(struct io_file *f, uint64_t off, uint64_t len, struct img_err *err);
 
 /* Gives the space of LEN bytes at OFF back; they read as zeros. Size unchanged. */
@@ -118,8 +118,8 @@ struct io_new {
 };
 int io_create(struct io_new *n, struct io_file *f, const char *path, bool force,
 	      struct img_err *err);
-/* The same under a temporary name of the caller's choice and with mode 0600; REOPEN: it is there, and is
- * gone on with. */
+/* The same under a temporary name of the caller's choice and with mode 0600; REOPEN: it is there,
+ * and is gone on with. */
 int io_create_as(struct io_new *n, struct io_file *f, const char *path, const char *tmp,
 		 bool reopen, struct img_err *err);
 int io_publish(struct io_new *n, bool force, struct img_err *err);

@@ -47,7 +47,7 @@ enum { PARENT_UUID = 40 }; /* in the header, vhd-format §7 */
 static uint64_t header_off(struct io_file *f, uint64_t off)
 {
 	uint8_t buf[VHD_FOOTER_LEN];
-	struct vhd_footer footer = { 0 };
+	struct vhd_footer footer = {0};
 
 	if (io_read(f, buf, sizeof(buf), off, NULL) < 0)
 		return 0;
@@ -70,7 +70,8 @@ static bool header_names(struct io_file *f, uint64_t off, const struct img *pare
 	if (parent->info.has_uuid)
 		return memcmp(buf + PARENT_UUID, parent->info.uuid, 16) == 0;
 	verdict = vhd_header_decode(buf, &h);
-	if ((verdict != VHD_OK && verdict != VHD_BAD_CHECKSUM) || memcmp(h.parent_uuid, none, 16) != 0)
+	if ((verdict != VHD_OK && verdict != VHD_BAD_CHECKSUM) ||
+	    memcmp(h.parent_uuid, none, 16) != 0)
 		return false;
 	name = vhd_utf16_get(h.parent_name, sizeof(h.parent_name), true);
 	yes = name && strcmp(io_basename(name), io_basename(parent->file.real)) == 0;
@@ -85,11 +86,12 @@ static bool header_names(struct io_file *f, uint64_t off, const struct img *pare
 static bool was_child(const char *path, const struct img *parent)
 {
 	const char *base = io_basename(path), *dot = strrchr(base, '.');
-	uint64_t size, at[3] = { VHD_FOOTER_LEN };
+	uint64_t size, at[3] = {VHD_FOOTER_LEN};
 	bool yes = false;
 	struct io_file f;
 
-	if ((base[0] == '.' && dot && strcmp(dot, ".tmp") == 0) || io_open(&f, path, false, NULL) < 0)
+	if ((base[0] == '.' && dot && strcmp(dot, ".tmp") == 0) ||
+	    io_open(&f, path, false, NULL) < 0)
 		return false;
 	if (io_size(&f, &size, NULL) == 0 && size >= VHD_FOOTER_LEN) {
 		at[1] = header_off(&f, 0);
@@ -113,10 +115,10 @@ static bool in_chain(const struct img_chain *c, const struct stat *st)
 }
 
 /* SETTLE: a change of its link that was cut short is undone first, as the next open would do. */
-static int try_file(const struct img_chain *c, const struct img *parent, const char *path, bool settle,
-		    img_kin_fn *fn, void *ctx, struct img_err *err)
+static int try_file(const struct img_chain *c, const struct img *parent, const char *path,
+		    bool settle, img_kin_fn *fn, void *ctx, struct img_err *err)
 {
-	struct img_err ignored = { 0 };
+	struct img_err ignored = {0};
 	struct stat st;
 	struct img *l;
 	char *real;
@@ -167,9 +169,9 @@ static int kin_dirs(const struct img_chain *c, const struct img *parent,
 	size_t n = 0, given = opts ? opts->nparent_dirs : 0;
 
 	for (size_t i = 0; i < given + 2; i++) {
-		char *name = i == 0 ? io_dirname(parent->file.real) :
-			     i == 1 ? io_dirname(c->layer[0]->file.real) :
-				      realpath(opts->parent_dirs[i - 2], NULL);
+		char *name = i == 0   ? io_dirname(parent->file.real)
+			     : i == 1 ? io_dirname(c->layer[0]->file.real)
+				      : realpath(opts->parent_dirs[i - 2], NULL);
 		bool seen = !name;
 
 		for (size_t k = 0; k < n; k++)

@@ -15,7 +15,8 @@
 #define LOCATOR_MAX 65536u
 
 /* malloc'd result of a whole conversion; NULL: not text in that encoding. */
-static char *convert(const char *to, const char *from, const void *in, size_t in_len, size_t *out_len)
+static char *convert(const char *to, const char *from, const void *in, size_t in_len,
+		     size_t *out_len)
 {
 	size_t room = in_len * 3 + 4, left = room - 2;
 	char *buf = malloc(room), *src = (char *)(uintptr_t)in, *dst = buf;
@@ -105,7 +106,7 @@ out:
  */
 char **vhd_parent_candidates(struct img *l, struct img_err *err)
 {
-	static const uint32_t order[] = { VHD_W2RU, VHD_MACX, VHD_WI2R, VHD_W2KU, VHD_WI2K };
+	static const uint32_t order[] = {VHD_W2RU, VHD_MACX, VHD_WI2R, VHD_W2KU, VHD_WI2K};
 	const struct vhd *v = l->state;
 	char **list = calloc(VHD_LOCATORS + 3, sizeof(*list));
 	int n = 0;
@@ -116,9 +117,9 @@ char **vhd_parent_candidates(struct img *l, struct img_err *err)
 	}
 	for (size_t o = 0; o < sizeof(order) / sizeof(order[0]); o++)
 		for (int i = 0; i < VHD_LOCATORS; i++) {
-			char *text = v->header.loc[i].code == order[o] ?
-					     locator_text(l, &v->header.loc[i]) :
-					     NULL;
+			char *text = v->header.loc[i].code == order[o]
+					     ? locator_text(l, &v->header.loc[i])
+					     : NULL;
 			if (text && n < VHD_LOCATORS)
 				list[n++] = to_unix(text);
 			else
@@ -210,7 +211,8 @@ int vhd_parent_names(const char *child, const char *parent, uint8_t **rel, size_
 	*rel = way ? windows_text(way, rel_len) : NULL;
 	*abs = windows_text(real, abs_len);
 	if (!*rel || !*abs || header_name(io_basename(real), name) < 0) {
-		img_err_set(err, IMG_DATA, "%s: the name is not UTF-8; a VHD child cannot record it", real);
+		img_err_set(err, IMG_DATA,
+			    "%s: the name is not UTF-8; a VHD child cannot record it", real);
 		goto out;
 	}
 	rc = 0;

@@ -29,16 +29,16 @@ enum { P_READ = 1, P_WRITE = 2, P_UNCHANGED = 4, P_RESIZE = 8, P_ALL = 15 };
 static const struct {
 	unsigned hold, deny;
 } modes[] = {
-	[IO_UNLOCKED] = { 0, 0 },
-	[IO_LOCK_SHARED] = { P_READ, P_WRITE | P_RESIZE },
-	[IO_LOCK_EXCLUSIVE] = { P_READ | P_WRITE | P_RESIZE, P_ALL },
+	[IO_UNLOCKED] = {0, 0},
+	[IO_LOCK_SHARED] = {P_READ, P_WRITE | P_RESIZE},
+	[IO_LOCK_EXCLUSIVE] = {P_READ | P_WRITE | P_RESIZE, P_ALL},
 };
 
 #ifdef F_OFD_SETLK
 
 static int set_byte(int fd, short type, off_t at)
 {
-	struct flock fl = { .l_type = type, .l_whence = SEEK_SET, .l_start = at, .l_len = 1 };
+	struct flock fl = {.l_type = type, .l_whence = SEEK_SET, .l_start = at, .l_len = 1};
 
 	return fcntl(fd, F_OFD_SETLK, &fl);
 }
@@ -46,7 +46,7 @@ static int set_byte(int fd, short type, off_t at)
 /* 1: somebody else holds a lock on the byte. -1: it cannot be told. */
 static int byte_taken(int fd, off_t at)
 {
-	struct flock fl = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1 };
+	struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = at, .l_len = 1};
 
 	return fcntl(fd, F_OFD_GETLK, &fl) < 0 ? -1 : fl.l_type != F_UNLCK;
 }
@@ -96,7 +96,8 @@ static bool fdinfo_holds(const char *fdinfo, const struct stat *st)
 		unsigned maj, min;
 		unsigned long long ino;
 
-		found = sscanf(line, "lock: %*d: OFDLCK %*s %*s %*d %x:%x:%llu", &maj, &min, &ino) == 3 &&
+		found = sscanf(line, "lock: %*d: OFDLCK %*s %*s %*d %x:%x:%llu", &maj, &min,
+			       &ino) == 3 &&
 			ino == st->st_ino && maj == major(st->st_dev) && min == minor(st->st_dev);
 	}
 	fclose(f);
@@ -172,8 +173,9 @@ int io_lock(struct io_file *f, enum io_lock lock, struct img_err *err)
 		return img_err_errno(err, errnum, "%s: cannot tell whether it is locked", f->path);
 	if (taken) {
 		find_holder(f->fd, who, sizeof(who));
-		return img_err_set(err, IMG_AGAIN, "%s: locked: %s is using it; try again when it is free",
-				   f->path, who);
+		return img_err_set(err, IMG_AGAIN,
+				   "%s: locked: %s is using it; try again when it is free", f->path,
+				   who);
 	}
 	if (apply(f->fd, hold, deny, true) < 0)
 		return img_err_errno(err, errno, "%s: cannot unlock", f->path);

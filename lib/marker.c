@@ -21,16 +21,17 @@
 
 #define MAGIC "qsm-merge 1\n"
 
-static const char *const states[] = { "merging", "middle", "merged", "receiving", "kept" };
+static const char *const states[] = {"merging", "middle", "merged", "receiving", "kept"};
 
 /* What is kept lies under a name of its own: it may be there beside any other state. */
 static char *marker_path(const char *real, enum img_marker_state state)
 {
 	char *path;
 
-	return asprintf(&path, "%s%s", real, state == IMG_MARKER_KEPT ? IMG_KEPT_SUFFIX : IMG_MARKER_SUFFIX) < 0 ?
-		       NULL :
-		       path;
+	return asprintf(&path, "%s%s", real,
+			state == IMG_MARKER_KEPT ? IMG_KEPT_SUFFIX : IMG_MARKER_SUFFIX) < 0
+		       ? NULL
+		       : path;
 }
 
 /* "KEY 32 hex digits\n" at *P, which moves behind it. */
@@ -78,11 +79,13 @@ static int parse(const char *path, const char *text, struct img_marker *m, struc
 {
 	const char *p = text + strlen(MAGIC);
 
-	if (strncmp(text, MAGIC, strlen(MAGIC)) != 0 || !parse_uuid(&p, "child-uuid ", m->child_uuid) ||
+	if (strncmp(text, MAGIC, strlen(MAGIC)) != 0 ||
+	    !parse_uuid(&p, "child-uuid ", m->child_uuid) ||
 	    !parse_uuid(&p, "leaf-uuid ", m->leaf_uuid) || !parse_state(&p, &m->state) ||
 	    !parse_identities(&p, m) || strncmp(p, "leaf ", 5) != 0)
 		return img_err_set(err, IMG_DATA,
-				   "%s: not a merge marker; the disk beside it may be half merged", path);
+				   "%s: not a merge marker; the disk beside it may be half merged",
+				   path);
 	snprintf(m->leaf, sizeof(m->leaf), "%s", p + 5);
 	return 0;
 }
@@ -103,8 +106,9 @@ static int read_marker(const char *real, enum img_marker_state kind, struct img_
 	if (lstat(path, &st) == 0 || (errno != ENOENT && errno != ENAMETOOLONG)) {
 		rc = io_open(&f, path, false, err);
 		if (rc == 0) {
-			rc = fstat(f.fd, &m->st) < 0 ? img_err_errno(err, errno, "%s", path) :
-			     io_read_upto(&f, text, sizeof(text) - 1, 0, &got, err);
+			rc = fstat(f.fd, &m->st) < 0
+				     ? img_err_errno(err, errno, "%s", path)
+				     : io_read_upto(&f, text, sizeof(text) - 1, 0, &got, err);
 			m->plain = S_ISREG(st.st_mode) && st.st_ino == m->st.st_ino;
 			io_close(&f);
 		}
@@ -126,7 +130,9 @@ int img_kept_read(const char *real, struct img_marker *m, struct img_err *err)
 	    (m->state == IMG_MARKER_NONE || m->state == IMG_MARKER_KEPT))
 		return 0;
 	m->state = IMG_MARKER_NONE;
-	return img_err_set(err, IMG_DATA, "%s" IMG_KEPT_SUFFIX ": does not say what was merged into the disk beside it",
+	return img_err_set(err, IMG_DATA,
+			   "%s" IMG_KEPT_SUFFIX
+			   ": does not say what was merged into the disk beside it",
 			   real);
 }
 
@@ -164,12 +170,14 @@ static char *identities(const struct img_marker *m)
 	hex(m->target, target);
 	hex(m->above, above);
 	hex(m->boot, boot);
-	return asprintf(&text, "target %s\nabove %s\nboot %s\n", target, above, boot) < 0 ? NULL : text;
+	return asprintf(&text, "target %s\nabove %s\nboot %s\n", target, above, boot) < 0 ? NULL
+											  : text;
 }
 
 int img_marker_store(const char *real, const struct img_marker *m, struct img_err *err)
 {
-	char *path = marker_path(real, m->state), *more = identities(m), *text = NULL, child[33], last[33];
+	char *path = marker_path(real, m->state), *more = identities(m), *text = NULL, child[33],
+	     last[33];
 	int rc;
 
 	hex(m->child_uuid, child);
@@ -189,7 +197,7 @@ int img_marker_store(const char *real, const struct img_marker *m, struct img_er
 int img_marker_write(const struct img *l, const struct img *above, const struct img *leaf,
 		     enum img_marker_state state, struct img_err *err)
 {
-	struct img_marker m = { .state = state };
+	struct img_marker m = {.state = state};
 
 	memcpy(m.child_uuid, above->info.uuid, 16);
 	memcpy(m.leaf_uuid, leaf->info.uuid, 16);
@@ -232,10 +240,11 @@ static int check_receiving(struct img *l, const struct img_open *opts, struct im
 		img_warn(l, "a stream is being received onto it, or was interrupted");
 		return 0;
 	}
-	return img_err_set(err, IMG_AGAIN,
-			   "%s: a stream is being received onto it (vhd-recv --onto), or was interrupted: "
-			   "the same command goes on, and vhd-recv --abort %s leaves the disk as it is",
-			   l->file.path, l->file.path);
+	return img_err_set(
+		err, IMG_AGAIN,
+		"%s: a stream is being received onto it (vhd-recv --onto), or was interrupted: "
+		"the same command goes on, and vhd-recv --abort %s leaves the disk as it is",
+		l->file.path, l->file.path);
 }
 
 int img_marker_check(struct img *l, struct img *child, const struct img_open *opts,
@@ -255,10 +264,12 @@ int img_marker_check(struct img *l, struct img *child, const struct img_open *op
 		return check_receiving(l, opts, err);
 	if (m.state == IMG_MARKER_MIDDLE)
 		return img_err_set(err, IMG_DATA,
-				   "%s: no disk by itself any more: it was merged as a part of %s, and opens only below that",
+				   "%s: no disk by itself any more: it was merged as a part of %s, "
+				   "and opens only below that",
 				   l->file.path, m.leaf);
 	return img_err_set(err, IMG_AGAIN,
-			   "%s: half merged: neither the old disk nor the new one; finish it with: vhd-merge --to=%s %s",
+			   "%s: half merged: neither the old disk nor the new one; finish it with: "
+			   "vhd-merge --to=%s %s",
 			   l->file.path, l->file.real, m.leaf);
 }
 
@@ -266,7 +277,7 @@ int img_marker_check(struct img *l, struct img *child, const struct img_open *op
 int img_marker_check_new(const char *path, struct img_err *err)
 {
 	char *dir = io_dirname(path), *folder = dir ? realpath(dir, NULL) : NULL, *real = NULL;
-	struct img_marker m = { .state = IMG_MARKER_NONE };
+	struct img_marker m = {.state = IMG_MARKER_NONE};
 	int rc = 0;
 
 	/* Without a folder nothing can be made, which is said where it is tried. */
@@ -275,17 +286,20 @@ int img_marker_check_new(const char *path, struct img_err *err)
 	if (real)
 		rc = img_marker_read(real, &m, err);
 	if (m.state == IMG_MARKER_RECEIVING)
-		rc = img_err_set(err, IMG_AGAIN,
-				 "%s: not replaced: a stream is being received onto it, or was interrupted; "
-				 "vhd-recv --abort ends that",
-				 path);
+		rc = img_err_set(
+			err, IMG_AGAIN,
+			"%s: not replaced: a stream is being received onto it, or was interrupted; "
+			"vhd-recv --abort ends that",
+			path);
 	else if (m.state == IMG_MARKER_MERGED && img_absorbed_there(&m))
 		rc = img_err_set(err, IMG_AGAIN,
-				 "%s: not replaced: a merge was cut short; finish it first with: vhd-merge --delete --to=%s %s",
+				 "%s: not replaced: a merge was cut short; finish it first with: "
+				 "vhd-merge --delete --to=%s %s",
 				 path, path, m.leaf);
 	else if (m.state != IMG_MARKER_NONE && m.state != IMG_MARKER_MERGED)
 		rc = img_err_set(err, IMG_CANTCREAT,
-				 "%s: not made: the disk of this name is half merged with %s, and a new one would be taken for it; "
+				 "%s: not made: the disk of this name is half merged with %s, and "
+				 "a new one would be taken for it; "
 				 "finish that with vhd-merge, or remove %s" IMG_MARKER_SUFFIX
 				 " if neither is needed any more",
 				 path, m.leaf, path);

@@ -71,8 +71,9 @@ static int copy_piece(struct merge *m, struct io_file *from, uint64_t at, uint64
 		else if (n > COPY_MAX)
 			rc = io_copy(from, at, &m->target->file, to, n, err);
 		else
-			rc = io_read(from, m->buf, n, at, err) < 0 ? -1 :
-			     io_write(&m->target->file, m->buf, n, to, err);
+			rc = io_read(from, m->buf, n, at, err) < 0
+				     ? -1
+				     : io_write(&m->target->file, m->buf, n, to, err);
 		if (rc < 0)
 			return -1;
 		note_written(m, to, n);
@@ -90,7 +91,8 @@ static int run_copy(struct merge *m, const struct img_run *r, struct img_err *er
 		    copy_piece(m, &m->c->layer[r->layer]->file, at, to, n, err) < 0)
 			return -1;
 	if (m->opts->progress && m->opts->progress(m->opts->ctx, m->done, m->stats->bytes))
-		return img_err_set(err, IMG_AGAIN, "%s: interrupted; the same command finishes the merge",
+		return img_err_set(err, IMG_AGAIN,
+				   "%s: interrupted; the same command finishes the merge",
 				   m->leaf->file.path);
 	return 0;
 }
@@ -99,9 +101,11 @@ static int run_copy(struct merge *m, const struct img_run *r, struct img_err *er
 static int write_markers(struct merge *m, struct img_err *err)
 {
 	for (unsigned i = 1; i < m->to; i++)
-		if (img_marker_write(m->c->layer[i], m->c->layer[i - 1], m->leaf, IMG_MARKER_MIDDLE, err) < 0)
+		if (img_marker_write(m->c->layer[i], m->c->layer[i - 1], m->leaf, IMG_MARKER_MIDDLE,
+				     err) < 0)
 			return -1;
-	return img_marker_write(m->target, m->c->layer[m->to - 1], m->leaf, IMG_MARKER_MERGING, err);
+	return img_marker_write(m->target, m->c->layer[m->to - 1], m->leaf, IMG_MARKER_MERGING,
+				err);
 }
 
 /*
@@ -149,7 +153,8 @@ static int merge_init(struct merge *m, struct img_err *err)
 	m->to = m->c->merge_to;
 	m->leaf = m->c->layer[0];
 	if (!m->to)
-		return img_err_set(err, IMG_DATA, "%s: has no parent to be merged into", m->leaf->file.path);
+		return img_err_set(err, IMG_DATA, "%s: has no parent to be merged into",
+				   m->leaf->file.path);
 	m->target = m->c->layer[m->to];
 	m->stats->layers = m->to;
 	return 0;
@@ -167,7 +172,7 @@ static void merge_free(struct merge *m)
 int img_merge_plan(struct img_chain *c, const struct img_merge *opts, struct img_merge_stats *stats,
 		   struct img_err *err)
 {
-	struct merge m = { .c = c, .opts = opts, .stats = stats };
+	struct merge m = {.c = c, .opts = opts, .stats = stats};
 	int rc = merge_init(&m, err) < 0 ? -1 : merge_plan(&m, err);
 
 	merge_free(&m);
@@ -177,7 +182,7 @@ int img_merge_plan(struct img_chain *c, const struct img_merge *opts, struct img
 int img_merge(struct img_chain *c, const struct img_merge *opts, struct img_merge_stats *stats,
 	      struct img_err *err)
 {
-	struct merge m = { .c = c, .opts = opts, .stats = stats };
+	struct merge m = {.c = c, .opts = opts, .stats = stats};
 	int rc = -1;
 
 	m.buf = aligned_alloc(4096, COPY_MAX);

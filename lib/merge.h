@@ -43,11 +43,12 @@ int merge_plan(struct merge *m, struct img_err *err);
 int merge_place(struct merge *m, struct img_err *err);
 
 /* A reason why it must not be done. */
-void merge_block(struct merge *m, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void merge_block(struct merge *m, int code, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
 
 /*
- * merge_again.c: MARKER, beside the target, says that a layer was merged into it. Sets m->merged, or
- * blocks where old data would come back.
+ * merge_again.c: MARKER, beside the target, says that a layer was merged into it. Sets m->merged,
+ * or blocks where old data would come back.
  */
 int merge_again(struct merge *m, const struct img_marker *marker, struct img_err *err);
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* A merge of what was merged before: nothing to do, more to do, or old data that would come back. */
+/* A merge of what was merged before: nothing to do, more, or old data that would come back. */
 #include "config.h"
 
 #include <errno.h>
@@ -42,7 +42,8 @@ static int run_compare(struct merge *m, const struct img_run *r, struct img_err 
 
 	for (uint64_t done = 0, n; done < r->len && !p->differs; done += n) {
 		n = u64_min(r->len - done, BUF_LEN);
-		if (io_read(&m->c->layer[r->layer]->file, p->want, n, r->file_off + done, err) < 0 ||
+		if (io_read(&m->c->layer[r->layer]->file, p->want, n, r->file_off + done, err) <
+			    0 ||
 		    compare_piece(p, r->off + done, n, err) < 0)
 			return -1;
 		m->done += n;
@@ -57,7 +58,7 @@ static int run_compare(struct merge *m, const struct img_run *r, struct img_err 
 /* Whether the target holds all that the layers above it hold: then a merge would change nothing. */
 static int compare(struct merge *m, bool *same, uint64_t *at, struct img_err *err)
 {
-	struct compare p = { .below = { .n = m->c->n - m->to, .size = m->target->info.size } };
+	struct compare p = {.below = {.n = m->c->n - m->to, .size = m->target->info.size}};
 	int rc = -1;
 
 	memcpy(p.below.layer, m->c->layer + m->to, p.below.n * sizeof(p.below.layer[0]));
@@ -89,11 +90,12 @@ static void refuse(struct merge *m, const struct img_absorbed *a, uint64_t at)
 
 	merge_block(m, IMG_PREFLIGHT,
 		    "%s: %s was merged into %s before, and %s; they differ at offset %" PRIu64
-		    ": a merge would bring back what %s held before. Delete %s if %s is what is wanted, "
+		    ": a merge would bring back what %s held before. Delete %s if %s is what is "
+		    "wanted, "
 		    "or merge it all the same with --again, as when %s was put back from a backup",
 		    leaf, a->same_leaf ? "it" : "what it stands on", target,
-		    !a->target_same ? "that was written to, or replaced, since" :
-				      "whether that was written to since cannot be told",
+		    !a->target_same ? "that was written to, or replaced, since"
+				    : "whether that was written to since cannot be told",
 		    at, target, leaf, target, target);
 }
 
@@ -103,7 +105,9 @@ static int other(struct merge *m, const struct img_marker *marker, struct img_er
 	if (!img_absorbed_there(marker))
 		return 0;
 	if (marker->state == IMG_MARKER_MERGED)
-		merge_block(m, IMG_AGAIN, "%s: a merge was cut short; finish it first with: vhd-merge --delete --to=%s %s",
+		merge_block(m, IMG_AGAIN,
+			    "%s: a merge was cut short; finish it first with: vhd-merge --delete "
+			    "--to=%s %s",
 			    m->target->file.path, m->target->file.real, marker->leaf);
 	m->kept = strdup(marker->leaf);
 	return m->kept ? 0 : img_err_errno(err, ENOMEM, "%s", m->target->file.path);

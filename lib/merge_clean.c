@@ -26,8 +26,8 @@ static int remove_layer(struct img *l, struct img_err *err)
 }
 
 /*
- * What says that TARGET was merged from the disk LEAF. First that it was kept, once: a run that is cut
- * short here begins with the other one.
+ * What says that TARGET was merged from the disk LEAF. First that it was kept, once: a run that is
+ * cut short here begins with the other one.
  */
 static int forget(const char *target, const uint8_t leaf[16], struct img_err *err)
 {
@@ -40,7 +40,8 @@ static int forget(const char *target, const uint8_t leaf[16], struct img_err *er
 }
 
 /* Layers FROM - 1 up to the leaf, then what says that TARGET was merged. */
-static int remove_layers(struct img_chain *c, unsigned from, const char *target, struct img_err *err)
+static int remove_layers(struct img_chain *c, unsigned from, const char *target,
+			 struct img_err *err)
 {
 	uint8_t leaf[16];
 
@@ -54,7 +55,7 @@ static int remove_layers(struct img_chain *c, unsigned from, const char *target,
 /* Force: the new parent has another UUID, and shows what the old one showed. */
 static int give_new_parent(struct merge *m, const char *path, struct img_err *err)
 {
-	struct img_open o = { 0 };
+	struct img_open o = {0};
 
 	if (m->opts->open)
 		o = *m->opts->open;
@@ -69,7 +70,8 @@ static int give_new_parent(struct merge *m, const char *path, struct img_err *er
  */
 static int keep_layers(struct merge *m, struct img_err *err)
 {
-	if (img_absorbed_note(m->c, m->to, m->merged ? IMG_MARKER_MERGED : IMG_MARKER_KEPT, err) < 0)
+	if (img_absorbed_note(m->c, m->to, m->merged ? IMG_MARKER_MERGED : IMG_MARKER_KEPT, err) <
+	    0)
 		return -1;
 	return img_marker_remove(m->target->file.real, err);
 }
@@ -192,7 +194,8 @@ static int remove_rest(const char *leaf, const char *target, const struct img_ma
 	if (img_open(&c, leaf, &o, err) < 0)
 		return -1;
 	if (memcmp(c->layer[0]->info.uuid, m->leaf_uuid, 16) != 0)
-		rc = img_err_set(err, IMG_DATA, "%s: not the disk that %s was merged from", leaf, target);
+		rc = img_err_set(err, IMG_DATA, "%s: not the disk that %s was merged from", leaf,
+				 target);
 	else
 		rc = remove_layers(c, c->merge_to ? c->merge_to : c->n, target, err);
 	img_close(c);
@@ -202,7 +205,7 @@ static int remove_rest(const char *leaf, const char *target, const struct img_ma
 int img_merge_clean_up(const char *leaf, const char *target, const struct img_open *open,
 		       bool *done, char **into, struct img_err *err)
 {
-	struct find f = { .leaf = leaf };
+	struct find f = {.leaf = leaf};
 	char *dir = io_dirname(leaf);
 	int rc = 0;
 

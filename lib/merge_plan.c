@@ -61,12 +61,14 @@ static void check_layers(struct merge *m)
 		if (above && l->info.size > above->info.size &&
 		    !(m->begun && l == m->target && l->info.size <= m->leaf->info.size))
 			merge_block(m, IMG_DATA,
-			      "%s: %" PRIu64 " bytes, its parent %s has %" PRIu64 ": nobody could tell what becomes of the rest",
-			      above->file.path, above->info.size, l->file.path, l->info.size);
+				    "%s: %" PRIu64 " bytes, its parent %s has %" PRIu64
+				    ": nobody could tell what becomes of the rest",
+				    above->file.path, above->info.size, l->file.path, l->info.size);
 		if (l->info.saved_state && !m->c->ignore_saved_state)
 			merge_block(m, IMG_DATA,
-			      "%s: a saved state of a virtual machine depends on it (footer byte 84): merged only with --force",
-			      l->file.path);
+				    "%s: a saved state of a virtual machine depends on it (footer "
+				    "byte 84): merged only with --force",
+				    l->file.path);
 	}
 }
 
@@ -83,8 +85,9 @@ static void check_raw_target(struct merge *m)
 	    above->info.original_size == size)
 		return;
 	merge_block(m, IMG_PREFLIGHT,
-	      "%s: a raw disk: once it has %" PRIu64 " bytes, its child %s would not find it any more; merge into that one first",
-	      m->target->file.path, size, above->file.path);
+		    "%s: a raw disk: once it has %" PRIu64
+		    " bytes, its child %s would not find it any more; merge into that one first",
+		    m->target->file.path, size, above->file.path);
 }
 
 /* A target that ends before its parent does hides the rest of it; grown, it would show that. */
@@ -95,8 +98,9 @@ static void check_hidden(struct merge *m)
 
 	if (below && m->target->info.size < size && below->info.size > m->target->info.size)
 		merge_block(m, IMG_PREFLIGHT,
-		      "%s: has to grow to %" PRIu64 " bytes, and would show what it hides of its larger parent %s",
-		      m->target->file.path, size, below->file.path);
+			    "%s: has to grow to %" PRIu64
+			    " bytes, and would show what it hides of its larger parent %s",
+			    m->target->file.path, size, below->file.path);
 }
 
 static void check_sound(struct merge *m)
@@ -105,8 +109,8 @@ static void check_sound(struct merge *m)
 		const struct img_info *info = &m->c->layer[i]->info;
 
 		if (info->unsound)
-			merge_block(m, IMG_DATA, "%s: %s: repair it before the merge", m->c->layer[i]->file.path,
-			      info->warning);
+			merge_block(m, IMG_DATA, "%s: %s: repair it before the merge",
+				    m->c->layer[i]->file.path, info->warning);
 	}
 }
 
@@ -123,12 +127,14 @@ static int note_stranger(void *ctx, const char *path, struct img_err *err)
 	(void)err;
 	if (s->parent == s->m->target && s->m->kept && strcmp(path, s->m->kept) == 0)
 		merge_block(s->m, IMG_PREFLIGHT,
-			    "%s: was merged into %s before, and is still there; it would not show any more what it shows now: delete it first",
+			    "%s: was merged into %s before, and is still there; it would not show "
+			    "any more what it shows now: delete it first",
 			    path, s->parent->file.path);
 	else
-	merge_block(s->m, IMG_PREFLIGHT,
-	      "%s: is a child of %s too, and would not show any more what it shows now; merge or delete it first",
-	      path, s->parent->file.path);
+		merge_block(s->m, IMG_PREFLIGHT,
+			    "%s: is a child of %s too, and would not show any more what it shows "
+			    "now; merge or delete it first",
+			    path, s->parent->file.path);
 	return 0;
 }
 
@@ -136,11 +142,12 @@ static int note_stranger(void *ctx, const char *path, struct img_err *err)
 static int note_grandchild(void *ctx, const char *path, struct img_err *err)
 {
 	struct merge *m = ctx;
-	struct img_err e = { 0 };
+	struct img_err e = {0};
 	struct img *l;
 
 	if (img_layer_open(&l, path, true, false, RAW_NEVER, &e) < 0) {
-		merge_block(m, e.code, "%s (a child of %s that needs a new parent)", e.msg, m->leaf->file.path);
+		merge_block(m, e.code, "%s (a child of %s that needs a new parent)", e.msg,
+			    m->leaf->file.path);
 		return 0;
 	}
 	img_layer_close(l);
@@ -151,7 +158,7 @@ static int note_grandchild(void *ctx, const char *path, struct img_err *err)
 static int check_strangers(struct merge *m, struct img_err *err)
 {
 	for (unsigned i = 1; i <= m->to; i++) {
-		struct stranger s = { m, m->c->layer[i] };
+		struct stranger s = {m, m->c->layer[i]};
 
 		if (img_kin_each(m->c, m->c->layer[i], m->opts->open, note_stranger, &s, err) < 0)
 			return -1;
@@ -174,8 +181,9 @@ static void check_space(struct merge *m)
 	s->space_free = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (need > s->space_free)
 		merge_block(m, IMG_CANTCREAT,
-		      "%s: the merge may need %" PRIu64 " bytes, the file system has %" PRIu64 " free",
-		      target->file.path, need, s->space_free);
+			    "%s: the merge may need %" PRIu64 " bytes, the file system has %" PRIu64
+			    " free",
+			    target->file.path, need, s->space_free);
 }
 
 static int run_place(struct merge *m, const struct img_run *r, struct img_err *err)
@@ -207,12 +215,14 @@ static int look_for_markers(struct merge *m, struct img_err *err)
 		if (img_marker_read(m->c->layer[i]->file.real, &marker, err) < 0)
 			return -1;
 		if (memcmp(marker.leaf_uuid, m->leaf->info.uuid, 16) == 0)
-			m->begun |= marker.state == IMG_MARKER_MERGING || marker.state == IMG_MARKER_MIDDLE;
+			m->begun |= marker.state == IMG_MARKER_MERGING ||
+				    marker.state == IMG_MARKER_MIDDLE;
 	}
 	/* Then nobody else could have written to it. */
 	if (marker.state == IMG_MARKER_MERGING)
 		return 0;
-	if (marker.state != IMG_MARKER_MERGED && img_kept_read(m->target->file.real, &marker, err) < 0)
+	if (marker.state != IMG_MARKER_MERGED &&
+	    img_kept_read(m->target->file.real, &marker, err) < 0)
 		return -1;
 	return marker.state == IMG_MARKER_NONE ? 0 : merge_again(m, &marker, err);
 }
@@ -229,8 +239,7 @@ int merge_plan(struct merge *m, struct img_err *err)
 		check_sound(m);
 	if (!m->merged && check_strangers(m, err) < 0)
 		return -1;
-	if (m->opts->del &&
-	    img_kin_each(m->c, m->leaf, m->opts->open, note_grandchild, m, err) < 0)
+	if (m->opts->del && img_kin_each(m->c, m->leaf, m->opts->open, note_grandchild, m, err) < 0)
 		return -1;
 	/* Sizes that do not fit would make places that do not exist. */
 	if (!m->merged && (!m->blocked || m->leaf->info.size >= m->target->info.size)) {
@@ -238,5 +247,6 @@ int merge_plan(struct merge *m, struct img_err *err)
 			return -1;
 		check_space(m);
 	}
-	return m->blocked ? img_err_set(err, m->blocked, "%s\nnothing was changed", m->blockers) : 0;
+	return m->blocked ? img_err_set(err, m->blocked, "%s\nnothing was changed", m->blockers)
+			  : 0;
 }

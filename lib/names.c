@@ -81,8 +81,8 @@ int io_sync_dir_of(const char *path, struct img_err *err)
 
 static int exists_error(const char *path, struct img_err *err)
 {
-	return img_err_set(err, IMG_CANTCREAT,
-			   "%s: exists; nothing is overwritten without --force", path);
+	return img_err_set(err, IMG_CANTCREAT, "%s: exists; nothing is overwritten without --force",
+			   path);
 }
 
 /* FLAGS and MODE for open(2). Owns TMP. */
@@ -103,7 +103,8 @@ static int create_as(struct io_new *n, struct io_file *f, const char *path, char
 		free(n->tmp);
 		n->tmp = NULL;
 		if (errnum == ENOENT || errnum == ENOTDIR)
-			img_err_set(err, IMG_CANTCREAT, "%s: cannot create: %s", path, strerror(errnum));
+			img_err_set(err, IMG_CANTCREAT, "%s: cannot create: %s", path,
+				    strerror(errnum));
 		else
 			img_err_errno(err, errnum, "%s: cannot create", path);
 		goto fail;
@@ -246,9 +247,10 @@ int io_publish(struct io_new *n, bool force, struct img_err *err)
 	if (fsync(n->file->fd) < 0)
 		return img_err_errno(err, errno, "%s: sync failed", n->final);
 	if (rename_new(n->tmp, n->final, force) < 0)
-		return errno == EEXIST ?
-			       exists_error(n->final, err) :
-			       img_err_errno(err, errno, "%s: cannot give the new file its name", n->final);
+		return errno == EEXIST
+			       ? exists_error(n->final, err)
+			       : img_err_errno(err, errno, "%s: cannot give the new file its name",
+					       n->final);
 	free(n->tmp);
 	n->tmp = NULL;
 	return io_sync_dir_of(n->final, err);
@@ -289,8 +291,9 @@ void io_discard(struct io_new *n)
 int io_rename_new(const char *from, const char *to, struct img_err *err)
 {
 	if (rename_new(from, to, false) < 0)
-		return errno == EEXIST ? exists_error(to, err) :
-					 img_err_errno(err, errno, "%s: cannot rename to %s", from, to);
+		return errno == EEXIST
+			       ? exists_error(to, err)
+			       : img_err_errno(err, errno, "%s: cannot rename to %s", from, to);
 	return io_sync_dir_of(to, err);
 }
 

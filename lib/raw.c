@@ -32,7 +32,7 @@ static int raw_map(struct img *l, uint64_t off, uint64_t len, struct img_ext *ex
 		   struct img_err *err)
 {
 	(void)l, (void)err;
-	*ext = (struct img_ext){ EXT_DATA, len, off };
+	*ext = (struct img_ext){EXT_DATA, len, off};
 	return 0;
 }
 

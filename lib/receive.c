@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Before a child arrives that will be merged: may it be, and from now on nobody else opens the disk. */
+/* Before a child arrives that will be merged: may it be, and now nobody else opens the disk. */
 #include "config.h"
 
 #include <errno.h>
@@ -26,7 +26,8 @@ static int note_other(void *ctx, const char *path, struct img_err *err)
 	if (io_same_file(path, o->r->child) || io_same_file(path, o->r->partial))
 		return 0;
 	return img_err_set(err, IMG_PREFLIGHT,
-			   "%s: is a child of %s, and would not show any more what it shows now; merge or delete it first",
+			   "%s: is a child of %s, and would not show any more what it shows now; "
+			   "merge or delete it first",
 			   path, o->parent->file.path);
 }
 
@@ -37,16 +38,19 @@ static int check_sizes(const struct img_chain *c, uint64_t size, struct img_err 
 
 	if (size < l->info.size)
 		return img_err_set(err, IMG_DATA,
-				   "%s: %" PRIu64 " bytes, and would have %" PRIu64 ": nobody could tell what becomes of the rest",
+				   "%s: %" PRIu64 " bytes, and would have %" PRIu64
+				   ": nobody could tell what becomes of the rest",
 				   l->file.path, l->info.size, size);
 	if (size > l->info.size && !l->info.has_uuid)
 		return img_err_set(err, IMG_PREFLIGHT,
-				   "%s: a raw disk, which nothing but its size of %" PRIu64 " bytes tells from others: "
+				   "%s: a raw disk, which nothing but its size of %" PRIu64
+				   " bytes tells from others: "
 				   "it cannot grow to %" PRIu64 " here",
 				   l->file.path, l->info.size, size);
 	if (below && size > l->info.size && below->info.size > l->info.size)
 		return img_err_set(err, IMG_PREFLIGHT,
-				   "%s: has to grow to %" PRIu64 " bytes, and would show what it hides of its larger parent %s",
+				   "%s: has to grow to %" PRIu64
+				   " bytes, and would show what it hides of its larger parent %s",
 				   l->file.path, size, below->file.path);
 	return 0;
 }
@@ -54,18 +58,20 @@ static int check_sizes(const struct img_chain *c, uint64_t size, struct img_err 
 static int check(struct img_chain *c, const struct img_receive *r, struct img_err *err)
 {
 	const struct img *l = c->layer[0];
-	struct other o = { l, r };
+	struct other o = {l, r};
 
 	if (check_sizes(c, r->size, err) < 0)
 		return -1;
 	if (faccessat(AT_FDCWD, l->file.path, W_OK, AT_EACCESS) < 0)
 		return img_err_errno(err, errno, "%s: cannot be written to", l->file.path);
 	if (l->info.saved_state)
-		return img_err_set(err, IMG_PREFLIGHT,
-				   "%s: a saved state of a virtual machine depends on it (footer byte 84)",
-				   l->file.path);
+		return img_err_set(
+			err, IMG_PREFLIGHT,
+			"%s: a saved state of a virtual machine depends on it (footer byte 84)",
+			l->file.path);
 	if (l->info.unsound)
-		return img_err_set(err, IMG_DATA, "%s: %s: repair it first", l->file.path, l->info.warning);
+		return img_err_set(err, IMG_DATA, "%s: %s: repair it first", l->file.path,
+				   l->info.warning);
 	return img_kin_each(c, l, r->open, note_other, &o, err);
 }
 
@@ -86,7 +92,7 @@ static int real_name(const char *path, char *out, size_t size, struct img_err *e
 int img_receive_begin(struct img_chain *c, const struct img_receive *r, struct img_err *err)
 {
 	const char *real = c->layer[0]->file.real;
-	struct img_marker m = { .state = IMG_MARKER_RECEIVING }, have;
+	struct img_marker m = {.state = IMG_MARKER_RECEIVING}, have;
 
 	memcpy(m.child_uuid, r->uuid, 16);
 	memcpy(m.leaf_uuid, r->uuid, 16);
@@ -95,34 +101,38 @@ int img_receive_begin(struct img_chain *c, const struct img_receive *r, struct i
 		return -1;
 	/* Files of a merge that is done are still being removed: they must be gone first. */
 	if (have.state == IMG_MARKER_MERGED)
-		return img_err_set(err, IMG_AGAIN, "%s: a merge was cut short; finish it first with: vhd-merge --to=%s %s",
-				   c->layer[0]->file.path, real, have.leaf);
+		return img_err_set(
+			err, IMG_AGAIN,
+			"%s: a merge was cut short; finish it first with: vhd-merge --to=%s %s",
+			c->layer[0]->file.path, real, have.leaf);
 	if (img_kept_read(real, &have, err) < 0)
 		return -1;
 	if (have.state == IMG_MARKER_KEPT && img_absorbed_there(&have))
 		return img_err_set(err, IMG_PREFLIGHT,
-				   "%s: was merged into %s before, and is still there; it would not show any more what it shows now: delete it first",
+				   "%s: was merged into %s before, and is still there; it would "
+				   "not show any more what it shows now: delete it first",
 				   have.leaf, c->layer[0]->file.path);
 	return img_marker_store(real, &m, err);
 }
 
 /*
- * The disk may be gone, or moved away, and its marker still be there. Where its name is a link that leads
- * nowhere nobody knows.
+ * The disk may be gone, or moved away, and its marker still be there. Where its name is a link that
+ * leads nowhere nobody knows.
  */
 static int read_marker(const char *path, char **real, struct img_marker *m, struct img_err *err)
 {
 	char *dir, *folder;
 	struct stat st;
 
-	*m = (struct img_marker){ .state = IMG_MARKER_NONE };
+	*m = (struct img_marker){.state = IMG_MARKER_NONE};
 	*real = realpath(path, NULL);
 	if (*real)
 		return img_marker_read(*real, m, err);
 	if (errno != ENOENT && errno != ENOTDIR)
 		return img_err_errno(err, errno, "%s", path);
 	if (lstat(path, &st) == 0)
-		return img_err_set(err, IMG_NOINPUT, "%s: is a link, and what it leads to is not there", path);
+		return img_err_set(err, IMG_NOINPUT,
+				   "%s: is a link, and what it leads to is not there", path);
 	dir = io_dirname(path);
 	folder = dir ? realpath(dir, NULL) : NULL;
 	if (folder && asprintf(real, "%s/%s", folder, io_basename(path)) < 0)
@@ -138,9 +148,9 @@ int img_receive_state(const char *path, enum img_receiving *state, struct img_er
 	char *real;
 	int rc = read_marker(path, &real, &m, err);
 
-	*state = m.state == IMG_MARKER_NONE	 ? IMG_RECEIVING_NOT :
-		 m.state == IMG_MARKER_RECEIVING ? IMG_RECEIVING :
-						   IMG_RECEIVING_MERGE;
+	*state = m.state == IMG_MARKER_NONE	   ? IMG_RECEIVING_NOT
+		 : m.state == IMG_MARKER_RECEIVING ? IMG_RECEIVING
+						   : IMG_RECEIVING_MERGE;
 	free(real);
 	return rc;
 }

@@ -105,8 +105,8 @@ bool stream_has_magic(const uint8_t *buf)
 	return memcmp(buf, magic, sizeof(magic)) == 0;
 }
 
-int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin *b,
-			bool *continued, const struct stream_where *at, struct img_err *err)
+int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin *b, bool *continued,
+			const struct stream_where *at, struct img_err *err)
 {
 	const uint32_t known = STREAM_INCOMPAT_ZSTD | STREAM_INCOMPAT_CONTINUED;
 	uint32_t incompat;

@@ -16,12 +16,12 @@
 /* Data is sent in pieces that do not cross multiples of this: a piece is at most one chunk of
  * the content sum. */
 #define STREAM_PIECE IMG_SUM_CHUNK
-#define STREAM_MAX_SIZE (64ull << 40) /* of a disk */
+#define STREAM_MAX_SIZE (64ull << 40)	     /* of a disk */
 #define STREAM_MAX_CHECKPOINT (256ull << 20) /* bytes from one to the next */
 
 enum stream_kind {
-	STREAM_WHOLE = 0,     /* every byte of the disk */
-	STREAM_INCREMENT = 1, /* what is absent is as in the base */
+	STREAM_WHOLE = 0,      /* every byte of the disk */
+	STREAM_INCREMENT = 1,  /* what is absent is as in the base */
 	STREAM_DIFFERENCE = 2, /* the same; the base is a stale copy of the same disk */
 };
 
@@ -30,14 +30,14 @@ const char *stream_kind_name(enum stream_kind kind);
 
 /* One end of a pipe. */
 struct stream_pipe {
-	int fd;		    /* -1: nowhere, the writer only counts */
-	const char *name;   /* for messages */
-	bool (*stop)(void); /* asked while waiting: true ends with IMG_AGAIN. May be NULL */
-	uint64_t rate;	    /* bytes a second when writing, 0: no limit */
+	int fd;			   /* -1: nowhere, the writer only counts */
+	const char *name;	   /* for messages */
+	bool (*stop)(void);	   /* asked while waiting: true ends with IMG_AGAIN. May be NULL */
+	uint64_t rate;		   /* bytes a second when writing, 0: no limit */
 	const uint64_t *live_rate; /* the same, looked at again and again; NULL: RATE stays */
-	uint64_t checkpoint; /* bytes between checkpoints when writing, 0: the usual */
-	unsigned threads;    /* that compress when writing, if there is memory; 0 or 1: none */
-	uint64_t ready;	    /* when the next byte may go; nanoseconds, private */
+	uint64_t checkpoint;	   /* bytes between checkpoints when writing, 0: the usual */
+	unsigned threads; /* that compress when writing, if there is memory; 0 or 1: none */
+	uint64_t ready;	  /* when the next byte may go; nanoseconds, private */
 	struct stream_relay *relay; /* private */
 };
 
@@ -70,11 +70,11 @@ struct stream_begin {
 
 /* A position between two records where a transfer can go on. */
 struct stream_mark {
-	uint64_t seq;		       /* of the next record */
-	uint64_t wire_bytes;	       /* of the stream before it */
-	uint64_t off;		       /* of the disk: a multiple of STREAM_PIECE, or its end */
-	uint8_t sum[IMG_SUM_BYTES];    /* the running sum */
-	uint8_t trail[IMG_SUM_BYTES];  /* the prefix sum */
+	uint64_t seq;		      /* of the next record */
+	uint64_t wire_bytes;	      /* of the stream before it */
+	uint64_t off;		      /* of the disk: a multiple of STREAM_PIECE, or its end */
+	uint8_t sum[IMG_SUM_BYTES];   /* the running sum */
+	uint8_t trail[IMG_SUM_BYTES]; /* the prefix sum */
 	uint64_t data_records, zero_records, data_bytes, zero_bytes, checkpoints;
 };
 
@@ -191,8 +191,9 @@ struct stream_visitor {
 	/*
 	 * All below are NULL where the receiver cannot go on. Mark: everything before it was
 	 * verified, also against the sender's own sum; at checkpoints and before END. Chunks:
-	 * sums of those that came whole, N equal ones from FIRST on. Resume, instead of begin: fills in
-	 * MARK, that of the partial result, and gives CONTENT (whole disks) the sums below it.
+	 * sums of those that came whole, N equal ones from FIRST on. Resume, instead of begin:
+	 * fills in MARK, that of the partial result, and gives CONTENT (whole disks) the sums below
+	 * it.
 	 */
 	/* Each record, before its content is looked at. */
 	void (*record)(void *ctx, const struct stream_record *record);

@@ -16,11 +16,11 @@
 #include "stream_impl.h"
 
 enum {
-	AHEAD = 4,		 /* batches more than there are threads */
-	BATCH_DATA = 256 << 10,	 /* enough to be worth a hand-over */
+	AHEAD = 4,		/* batches more than there are threads */
+	BATCH_DATA = 256 << 10, /* enough to be worth a hand-over */
 	BATCH_ROOM = BATCH_DATA + STREAM_PIECE,
 	MAX_THREADS = 8,
-	MEMORY = 46 << 20,	 /* for batches and codecs */
+	MEMORY = 46 << 20, /* for batches and codecs */
 };
 
 struct worker {
@@ -196,8 +196,8 @@ struct stream_crew *stream_crew_new(int level, unsigned threads, struct img_err 
 		goto fail;
 	/* With fewer than asked for it takes longer, with none the caller does it. */
 	while (threads > 1 && c->threads < threads &&
-	       pthread_create(&c->worker[c->threads].thread, NULL, serve,
-			      &c->worker[c->threads]) == 0)
+	       pthread_create(&c->worker[c->threads].thread, NULL, serve, &c->worker[c->threads]) ==
+		       0)
 		c->threads++;
 	return c;
 fail:

@@ -30,7 +30,8 @@ enum stream_type {
 	STREAM_CHECKPOINT = 4,
 	STREAM_END = 5,
 	STREAM_ABORT = 6,
-	STREAM_CONTINUE = 7, /* the first of a continued stream, and outside of its numbers and sums */
+	STREAM_CONTINUE =
+		7, /* the first of a continued stream, and outside of its numbers and sums */
 };
 
 enum { STREAM_CRITICAL = 1u << 0, STREAM_ZSTD = 1u << 1 };
@@ -67,8 +68,8 @@ void stream_preamble_put(uint8_t buf[STREAM_PREAMBLE], const struct stream_begin
 /* Does it begin as a stream? BUF has 8 bytes at least. */
 bool stream_has_magic(const uint8_t *buf);
 /* Fills the stream's id and features. */
-int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin *b,
-			bool *continued, const struct stream_where *at, struct img_err *err);
+int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin *b, bool *continued,
+			const struct stream_where *at, struct img_err *err);
 
 /* Encodes H with its checksum over header and payload. */
 void stream_head_put(uint8_t buf[STREAM_HEADER], struct stream_head *h, const void *payload,
@@ -87,7 +88,8 @@ size_t stream_begin_put(uint8_t *buf, const struct stream_begin *b);
 size_t stream_checkpoint_put(uint8_t *buf, const struct stream_marks *m);
 size_t stream_end_put(uint8_t *buf, const struct stream_marks *m);
 size_t stream_abort_put(uint8_t *buf, const struct img_err *why);
-size_t stream_continue_put(uint8_t *buf, const struct stream_begin *b, const struct stream_marks *m);
+size_t stream_continue_put(uint8_t *buf, const struct stream_begin *b,
+			   const struct stream_marks *m);
 /* M is NULL for BEGIN, else the record is CONTINUE. */
 int stream_begin_get(const uint8_t *buf, size_t len, struct stream_begin *b, struct stream_marks *m,
 		     const struct stream_where *at, struct img_err *err);

@@ -469,8 +469,8 @@ static int take(struct reader *r, const struct stream_head *h, struct img_err *e
 
 const char *stream_type_name(unsigned type)
 {
-	static const char *const names[] = {NULL,  "BEGIN", "DATA",     "ZERO", "CHECKPOINT",
-					    "END", "ABORT", "CONTINUE"};
+	static const char *const names[] = {NULL,	  "BEGIN", "DATA",  "ZERO",
+					    "CHECKPOINT", "END",   "ABORT", "CONTINUE"};
 
 	return type < sizeof(names) / sizeof(names[0]) ? names[type] : NULL;
 }

@@ -15,7 +15,7 @@
 #include "stream_impl.h"
 
 enum {
-	RING = 3, /* batches: what is lost with the receiver is sent again */
+	RING = 3,		 /* batches: what is lost with the receiver is sent again */
 	ROOM = 4 * STREAM_PIECE, /* as much goes to the disk at once */
 	EVENTS = 512,
 };
@@ -35,7 +35,7 @@ struct batch {
 	unsigned n;
 	struct event event[EVENTS];
 	struct event *data; /* may grow: behind it are only sums */
-	bool marked; /* behind the events */
+	bool marked;	    /* behind the events */
 	struct stream_mark mark;
 };
 

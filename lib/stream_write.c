@@ -327,8 +327,8 @@ static bool checkpoint_due(const struct stream_writer *w)
 	return now.tv_sec - w->mark_time.tv_sec >= STREAM_CHECKPOINT_SECONDS;
 }
 
-/* If one is due, and nothing that was given reaches into the chunk that begins at or below OFF: a receiver can
- * only go on between chunks of the sums. */
+/* If one is due, and nothing that was given reaches into the chunk that begins at or below OFF: a
+ * receiver can only go on between chunks of the sums. */
 static int checkpoint(struct stream_writer *w, uint64_t off, struct img_err *err)
 {
 	struct stream_marks m;

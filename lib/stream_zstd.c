@@ -50,11 +50,11 @@ void stream_codec_free(struct stream_codec *c)
 /* Measured with zstd 1.5, for records of STREAM_PIECE; a step has the largest of its levels. */
 size_t stream_codec_memory(int level)
 {
-	return level <= 3  ? 1280u << 10 :
-	       level <= 6  ? 3584u << 10 :
-	       level <= 8  ? 6656u << 10 :
-	       level <= 12 ? 12800u << 10 :
-			     17664u << 10;
+	return level <= 3    ? 1280u << 10
+	       : level <= 6  ? 3584u << 10
+	       : level <= 8  ? 6656u << 10
+	       : level <= 12 ? 12800u << 10
+			     : 17664u << 10;
 }
 
 /* A sixteenth is the least that is worth the receiver's work. */

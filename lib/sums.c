@@ -32,7 +32,7 @@ struct img_sums {
 	struct sums_out out;
 	uint64_t size;
 	uint64_t next; /* chunk behind the last one that was added */
-	bool frozen; /* HEAD says what the sums are of */
+	bool frozen;   /* HEAD says what the sums are of */
 	struct sums_head head;
 	bool expected; /* the file that they are of will be this one */
 	struct stat expect;
@@ -120,8 +120,7 @@ struct img_sums *img_sums_begin_new(struct img_chain *made, const struct img_cha
 	struct img_sums *s;
 	struct stat st;
 
-	if (fstat(l->file.fd, &st) < 0 ||
-	    !sums_worth((uint64_t)st.st_size + file_bytes(base, 0)))
+	if (fstat(l->file.fd, &st) < 0 || !sums_worth((uint64_t)st.st_size + file_bytes(base, 0)))
 		return NULL;
 	s = sums_new(l->file.real, made->size);
 	/* Its name and mode will change, and the time of that; its content, with that time, not. */
@@ -369,7 +368,8 @@ static int sum_first(struct summing *j, struct known *k, uint64_t chunks, struct
 		else if (j->skip)
 			img_sum_skip(j->s, n);
 		else if (img_sum_range(j->c, j->s, chunk * IMG_SUM_CHUNK,
-				       u64_min((chunk + n) * IMG_SUM_CHUNK, size), &j->job, err) < 0)
+				       u64_min((chunk + n) * IMG_SUM_CHUNK, size), &j->job,
+				       err) < 0)
 			return -1;
 	}
 	return 0;
@@ -384,8 +384,8 @@ static bool nothing_new(struct known *k, uint64_t unknown)
 int img_sum_first(struct img_chain *c, uint64_t chunks, bool skip, const struct img_sum_how *how,
 		  struct img_sum *s, struct img_err *err)
 {
-	struct summing j = { .c = c, .s = s, .skip = skip,
-			     .job = { .progress = how->progress, .ctx = how->ctx } };
+	struct summing j = {
+		.c = c, .s = s, .skip = skip, .job = {.progress = how->progress, .ctx = how->ctx}};
 	struct known *k = known_open(c, 0);
 	int rc = sum_first(&j, k, chunks, err);
 
@@ -397,13 +397,15 @@ int img_sum_first(struct img_chain *c, uint64_t chunks, bool skip, const struct 
 int img_sum_disk(struct img_chain *c, const struct img_sum_how *how, struct img_sum_result *r,
 		 struct img_err *err)
 {
-	struct summing j = { .c = c, .how = how, .job = { .progress = how->progress, .ctx = how->ctx } };
+	struct summing j = {
+		.c = c, .how = how, .job = {.progress = how->progress, .ctx = how->ctx}};
 	struct known *k = how->known && !how->seed ? known_open(c, 0) : NULL;
 	uint64_t unknown = 0;
 	int rc = -1;
 
 	memset(r, 0, sizeof(*r));
-	if (how->known && k && count_unknown(k, how->limit ? how->limit : UINT64_MAX, &unknown, err) < 0)
+	if (how->known && k &&
+	    count_unknown(k, how->limit ? how->limit : UINT64_MAX, &unknown, err) < 0)
 		goto out;
 	if (how->known && how->limit && (!k || unknown > how->limit)) {
 		rc = 0;

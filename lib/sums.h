@@ -68,7 +68,8 @@ struct sums_in {
 	uint64_t buf_first;
 	size_t buf_n;
 };
-/* Of the layer L: false where there are none, or none that are whole and fit WANT but for the number. */
+/* Of the layer L: false where there are none, or none that are whole and fit WANT but for the
+ * number. */
 bool sums_in_open(struct sums_in *s, const struct img *l, const struct sums_head *want);
 /* From CHUNK on: the sum of *N chunks, or NULL: N unknown ones. CHUNK may not go back. */
 int sums_in_at(struct sums_in *s, uint64_t chunk, uint64_t *n, const uint8_t **sum,

@@ -8,8 +8,8 @@
  *   sum   XXH3-128 of all before
  *
  * It is never changed: a new one takes its place by rename. It is not synced: one that is torn by
- * a power cut has a wrong sum, or another boot's id. Its owner is trusted to have told the truth: so
- * that must be the image's owner, root or us, and nobody else may write to it.
+ * a power cut has a wrong sum, or another boot's id. Its owner is trusted to have told the truth:
+ * so that must be the image's owner, root or us, and nobody else may write to it.
  */
 #include "config.h"
 
@@ -34,7 +34,7 @@ enum { HEAD_LEN = 64, RUN_LEN = 24, SUM_LEN = 16, BUF_RUNS = 1024, BUF_LEN = BUF
 /* How long a file system's clock may stand still, and how often we wait for it. */
 #define TICK_NS 5000000
 enum { TICKS = 6 };
-/* A file on another file system, with a clock that we cannot ask: old enough whatever its unit is. */
+/* A file on another file system, whose clock we cannot ask: old enough whatever its unit is. */
 enum { OTHER_CLOCK_SECONDS = 3 };
 
 static char *sums_path(const char *real)
@@ -227,7 +227,7 @@ static bool after(const struct timespec *a, const struct timespec *b)
 /* The file without a name is on the same file system: what it gets is that one's time. */
 bool sums_out_later(struct sums_out *o, dev_t dev, const struct timespec *t)
 {
-	const struct timespec pause = { 0, TICK_NS };
+	const struct timespec pause = {0, TICK_NS};
 	struct stat st;
 
 	for (int i = 0; i < TICKS && !o->err.code; i++) {
@@ -329,11 +329,13 @@ static bool check_all(struct sums_in *s, const uint8_t head[HEAD_LEN])
 			XXH3_128bits_update(hash, s->buf, s->buf_n * RUN_LEN);
 		for (size_t k = 0; good && k < s->buf_n; k++) {
 			run_get(&r, s->buf + k * RUN_LEN);
-			good = r.n && r.first >= chunk && r.first < chunks && r.n <= chunks - r.first;
+			good = r.n && r.first >= chunk && r.first < chunks &&
+			       r.n <= chunks - r.first;
 			chunk = r.first + r.n;
 		}
 	}
-	good = good && io_read(&s->file, want, SUM_LEN, HEAD_LEN + s->head.runs * RUN_LEN, NULL) == 0;
+	good = good &&
+	       io_read(&s->file, want, SUM_LEN, HEAD_LEN + s->head.runs * RUN_LEN, NULL) == 0;
 	if (good) {
 		XXH128_canonicalFromHash(&sum, XXH3_128bits_digest(hash));
 		good = memcmp(sum.digest, want, SUM_LEN) == 0;
@@ -354,8 +356,7 @@ static bool check(struct sums_in *s, const struct img *l, const struct sums_head
 		return false;
 	if (io_read(&s->file, head, sizeof(head), 0, NULL) < 0 || !head_get(&s->head, head))
 		return false;
-	if (!sums_same(&s->head, want) ||
-	    s->head.runs > sums_chunks(s->head.size) ||
+	if (!sums_same(&s->head, want) || s->head.runs > sums_chunks(s->head.size) ||
 	    (uint64_t)st->st_size != HEAD_LEN + s->head.runs * RUN_LEN + SUM_LEN)
 		return false;
 	s->buf = malloc(BUF_LEN);
@@ -382,7 +383,7 @@ bool sums_in_open(struct sums_in *s, const struct img *l, const struct sums_head
 void sums_in_rewind(struct sums_in *s)
 {
 	s->next = s->buf_n = s->buf_first = 0;
-	s->run = (struct sums_run){ 0 };
+	s->run = (struct sums_run){0};
 }
 
 void sums_in_close(struct sums_in *s)

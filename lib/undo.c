@@ -15,8 +15,8 @@
 static char *sidecar_name(const char *real, const char *suffix, unsigned n)
 {
 	char *path;
-	int rc = n < 2 ? asprintf(&path, "%s.%s", real, suffix) :
-			 asprintf(&path, "%s.%s.%u", real, suffix, n);
+	int rc = n < 2 ? asprintf(&path, "%s.%s", real, suffix)
+		       : asprintf(&path, "%s.%s.%u", real, suffix, n);
 
 	return rc < 0 ? NULL : path;
 }
@@ -81,12 +81,15 @@ int undo_store(struct io_file *f, enum undo_kind kind, const struct undo_range *
 	if (!path)
 		return img_err_errno(err, ENOMEM, "%s", f->path);
 	if (f->block_device)
-		img_err_set(err, IMG_DATA, "%s: a block device: there is no place beside it to save what is changed",
-			    f->path);
+		img_err_set(
+			err, IMG_DATA,
+			"%s: a block device: there is no place beside it to save what is changed",
+			f->path);
 	else if (tidy(f->real, path, err) < 0)
 		;
 	else if (exists(path))
-		img_err_set(err, IMG_AGAIN, "%s: an earlier change was not finished; vhd-check --undo ends it",
+		img_err_set(err, IMG_AGAIN,
+			    "%s: an earlier change was not finished; vhd-check --undo ends it",
 			    f->path);
 	else
 		rc = sidecar_save(path, f, kind, r, n, err);
@@ -101,8 +104,8 @@ static int apply(struct io_file *f, const char *path, bool force, struct img_err
 	int rc = -1;
 
 	if (sidecar_open(&s, f, path, false, err) == 0 &&
-	    (force || sidecar_check_identity(&s, f, err) == 0) && sidecar_restore(&s, f, err) == 0 &&
-	    io_sync(f, err) == 0)
+	    (force || sidecar_check_identity(&s, f, err) == 0) &&
+	    sidecar_restore(&s, f, err) == 0 && io_sync(f, err) == 0)
 		rc = io_unlink(path, err);
 	sidecar_free(&s);
 	return rc;
@@ -147,7 +150,7 @@ int undo_apply(struct io_file *f, struct img_err *err)
 void undo_tidy(struct io_file *f)
 {
 	char *path = rollback_name(f->real);
-	struct img_err ignored = { 0 };
+	struct img_err ignored = {0};
 
 	if (path && exists(path))
 		(void)tidy(f->real, path, &ignored);
@@ -232,15 +235,16 @@ int undo_revert(struct io_file *f, bool force, struct img_err *err)
 		goto out;
 	}
 	if (n == 0) {
-		img_err_set(err, IMG_NOINPUT, "%s: nothing to undo: there is no %s.undo", f->path, f->real);
+		img_err_set(err, IMG_NOINPUT, "%s: nothing to undo: there is no %s.undo", f->path,
+			    f->real);
 		goto out;
 	}
 	from = sidecar_name(f->real, "undo", n);
 	/* Under the other name it is finished by the next one who opens the disk, should we die. */
 	if (!from)
 		img_err_errno(err, ENOMEM, "%s", f->path);
-	else if ((force || check_unchanged(f, from, err) == 0) && io_rename_new(from, to, err) == 0 &&
-	    sidecar_drop_tail(to, err) == 0)
+	else if ((force || check_unchanged(f, from, err) == 0) &&
+		 io_rename_new(from, to, err) == 0 && sidecar_drop_tail(to, err) == 0)
 		rc = apply_pending(f, force, err);
 out:
 	free(from);

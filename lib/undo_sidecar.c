@@ -3,8 +3,8 @@
  * The sidecar, all numbers big-endian:
  *
  *   head     "qsm-undo", u32 version, u32 kind, u64 inode, u64 birth time in ns, u64 old length
- *   records  u64 offset, u64 length, u64 type (1: the bytes follow, 2: zeros); type 0 is the last one,
- *            its offset is the number of records before
+ *   records  u64 offset, u64 length, u64 type (1: the bytes follow, 2: zeros); type 0 is the
+ *            last one, its offset is the number of records before
  *   sum      XXH3-128 of all before
  *   tail     only of a finished UNDO_KEEP: "qsm-done", u64 length of the file after the change,
  *            XXH3-128 of what it then held where the records point to
@@ -123,8 +123,8 @@ static int put_head(struct sidecar *s, struct io_file *f, struct img_err *err)
 }
 
 /* One record for each run of data or hole. */
-static int put_range(struct sidecar *s, struct io_file *f, uint64_t off, uint64_t len, uint64_t *records,
-		     struct img_err *err)
+static int put_range(struct sidecar *s, struct io_file *f, uint64_t off, uint64_t len,
+		     uint64_t *records, struct img_err *err)
 {
 	while (len) {
 		uint64_t n = len;
@@ -158,7 +158,8 @@ static int put_all(struct sidecar *s, struct io_file *f, const struct undo_range
 		return -1;
 	for (size_t i = 0; i < n; i++)
 		if (r[i].off < s->length &&
-		    put_range(s, f, r[i].off, u64_min(r[i].len, s->length - r[i].off), &records, err) < 0)
+		    put_range(s, f, r[i].off, u64_min(r[i].len, s->length - r[i].off), &records,
+			      err) < 0)
 			return -1;
 	if (put_record(s, records, 0, REC_END, err) < 0)
 		return -1;
@@ -178,8 +179,8 @@ static int set_access(struct sidecar *s, struct io_file *f, struct img_err *err)
 	return 0;
 }
 
-int sidecar_save(const char *path, struct io_file *f, enum undo_kind kind, const struct undo_range *r,
-		 size_t n, struct img_err *err)
+int sidecar_save(const char *path, struct io_file *f, enum undo_kind kind,
+		 const struct undo_range *r, size_t n, struct img_err *err)
 {
 	struct sidecar s;
 	struct io_new new;
@@ -215,7 +216,8 @@ static int get(struct sidecar *s, void *buf, size_t len, struct img_err *err)
 	return 0;
 }
 
-static int check_owner(struct sidecar *s, struct io_file *f, const struct stat *link, struct img_err *err)
+static int check_owner(struct sidecar *s, struct io_file *f, const struct stat *link,
+		       struct img_err *err)
 {
 	struct stat st, disk;
 
@@ -231,7 +233,7 @@ static int check_owner(struct sidecar *s, struct io_file *f, const struct stat *
 }
 
 int sidecar_open(struct sidecar *s, struct io_file *f, const char *path, bool writable,
-			struct img_err *err)
+		 struct img_err *err)
 {
 	uint8_t h[HEAD_LEN];
 	struct stat link;
@@ -263,15 +265,17 @@ int sidecar_check_identity(struct sidecar *s, struct io_file *f, struct img_err 
 		return -1;
 	if (ino == s->ino && birth == s->birth)
 		return 0;
-	return img_err_set(err, IMG_DATA,
-			   "%s: saved from another file (inode %" PRIu64 ") than %s (inode %" PRIu64
-			   "); if both were copied together use vhd-check --undo --force, else remove it",
-			   s->file.path, s->ino, f->path, ino);
+	return img_err_set(
+		err, IMG_DATA,
+		"%s: saved from another file (inode %" PRIu64 ") than %s (inode %" PRIu64
+		"); if both were copied together use vhd-check --undo --force, else remove it",
+		s->file.path, s->ino, f->path, ino);
 }
 
 /* Calls FN (may be NULL) for each record, positioned at its bytes, which FN may leave unread. */
 static int each_record(struct sidecar *s,
-		       int (*fn)(void *ctx, struct sidecar *s, const struct record *r, struct img_err *err),
+		       int (*fn)(void *ctx, struct sidecar *s, const struct record *r,
+				 struct img_err *err),
 		       void *ctx, struct img_err *err)
 {
 	uint8_t h[RECORD_LEN];
@@ -279,7 +283,7 @@ static int each_record(struct sidecar *s,
 	for (uint64_t n = 0;; n++) {
 		if (get(s, h, sizeof(h), err) < 0)
 			return -1;
-		struct record r = { be64_get(h), be64_get(h + 8), be64_get(h + 16) };
+		struct record r = {be64_get(h), be64_get(h + 8), be64_get(h + 16)};
 		uint64_t end;
 
 		if (r.type == REC_END)
@@ -344,7 +348,8 @@ int sidecar_restore(struct sidecar *s, struct io_file *f, struct img_err *err)
 {
 	uint64_t size;
 
-	if (verify(s, err) < 0 || each_record(s, restore_record, f, err) < 0 || io_size(f, &size, err) < 0)
+	if (verify(s, err) < 0 || each_record(s, restore_record, f, err) < 0 ||
+	    io_size(f, &size, err) < 0)
 		return -1;
 	return size == s->length ? 0 : io_truncate(f, s->length, err);
 }
@@ -380,9 +385,10 @@ static int hash_present(void *ctx, struct sidecar *s, const struct record *r, st
 }
 
 /* S stands behind its head, and behind its sum afterwards. */
-static int make_tail(struct sidecar *s, struct io_file *f, uint8_t tail[TAIL_LEN], struct img_err *err)
+static int make_tail(struct sidecar *s, struct io_file *f, uint8_t tail[TAIL_LEN],
+		     struct img_err *err)
 {
-	struct present p = { .f = f, .hash = XXH3_createState() };
+	struct present p = {.f = f, .hash = XXH3_createState()};
 	int rc = -1;
 
 	if (!p.hash)
@@ -403,11 +409,13 @@ int sidecar_check_unchanged(struct sidecar *s, struct io_file *f, struct img_err
 {
 	uint8_t want[TAIL_LEN], got[TAIL_LEN];
 
-	if (verify(s, err) < 0 || make_tail(s, f, want, err) < 0 || get(s, got, sizeof(got), err) < 0)
+	if (verify(s, err) < 0 || make_tail(s, f, want, err) < 0 ||
+	    get(s, got, sizeof(got), err) < 0)
 		return -1;
 	if (memcmp(want, got, TAIL_LEN) == 0)
 		return 0;
-	return img_err_set(err, IMG_DATA, "%s: changed since %s was saved; only --force puts the old bytes back",
+	return img_err_set(err, IMG_DATA,
+			   "%s: changed since %s was saved; only --force puts the old bytes back",
 			   f->path, s->file.path);
 }
 

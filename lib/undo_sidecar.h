@@ -19,7 +19,7 @@ struct sidecar {
 };
 
 enum sidecar_state {
-	SIDECAR_WANTED, /* of a change that has not ended; or no sidecar, which its user finds out */
+	SIDECAR_WANTED, /* of a change that has not ended; or none, as its user finds out */
 	SIDECAR_VOID,	/* it has ended, nobody wants the old bytes */
 	SIDECAR_DONE,	/* it has ended, and can be taken back */
 };
@@ -27,8 +27,8 @@ enum sidecar_state {
 int sidecar_state(const char *path, enum sidecar_state *state, struct img_err *err);
 
 /* PATH durably holds the ranges and the length of F, or is not there. */
-int sidecar_save(const char *path, struct io_file *f, enum undo_kind kind, const struct undo_range *r,
-		 size_t n, struct img_err *err);
+int sidecar_save(const char *path, struct io_file *f, enum undo_kind kind,
+		 const struct undo_range *r, size_t n, struct img_err *err);
 
 /* Opens the sidecar PATH of F and reads its head. S is to be freed also after an error. */
 int sidecar_open(struct sidecar *s, struct io_file *f, const char *path, bool writable,
@@ -39,8 +39,8 @@ int sidecar_check_identity(struct sidecar *s, struct io_file *f, struct img_err 
 /* F is as the change has left it: else the old bytes would not fit what was written since. */
 int sidecar_check_unchanged(struct sidecar *s, struct io_file *f, struct img_err *err);
 /*
- * When every bit is what was saved: F gets its old bytes and length back. Not synced. Doing it again
- * does the same.
+ * When every bit is what was saved: F gets its old bytes and length back. Not synced. Doing it
+ * again does the same.
  */
 int sidecar_restore(struct sidecar *s, struct io_file *f, struct img_err *err);
 /* From here on the change of F has happened: durable. */

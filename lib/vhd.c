@@ -40,9 +40,10 @@ static int read_footers(struct img *l, struct footers *fs, struct img_err *err)
 		fs->end_is = vhd_footer_decode(fs->end, &fs->e);
 	}
 	if (fs->end_is == VHD_NO_COOKIE) {
-		uint8_t buf[VHD_FOOTER_LEN] = { 0 };
+		uint8_t buf[VHD_FOOTER_LEN] = {0};
 
-		if (io_read(&l->file, buf, VHD_FOOTER_LEN - 1, size - (VHD_FOOTER_LEN - 1), err) < 0)
+		if (io_read(&l->file, buf, VHD_FOOTER_LEN - 1, size - (VHD_FOOTER_LEN - 1), err) <
+		    0)
 			return -1;
 		if (vhd_footer_decode(buf, &fs->e) != VHD_NO_COOKIE) {
 			memcpy(fs->end, buf, sizeof(buf));
@@ -98,19 +99,21 @@ static int choose_footer(struct img *l, struct vhd *v, const struct footers *fs,
 	bool front_ok = front && fs->front_is == VHD_OK;
 
 	if (fs->end_is == VHD_POISONED || (front && fs->front_is == VHD_POISONED))
-		return refuse_footer(l, VHD_POISONED, fs->end_is == VHD_POISONED ? fs->end_off : 0, err);
+		return refuse_footer(l, VHD_POISONED, fs->end_is == VHD_POISONED ? fs->end_off : 0,
+				     err);
 	if (use_end && front_ok && !end_is_consistent(fs))
 		use_end = false;
 	if (!use_end && !front_ok) {
 		/* Neither is whole: a plausible one will do for looking, never for writing. */
 		use_end = fs->end_is == VHD_BAD_CHECKSUM;
 		if (!use_end && !(front && fs->front_is == VHD_BAD_CHECKSUM))
-			return fs->end_is != VHD_NO_COOKIE ?
-				       refuse_footer(l, fs->end_is, fs->end_off, err) :
-				       refuse_footer(l, fs->front_is, 0, err);
+			return fs->end_is != VHD_NO_COOKIE
+				       ? refuse_footer(l, fs->end_is, fs->end_off, err)
+				       : refuse_footer(l, fs->front_is, 0, err);
 		if (l->file.writable)
 			return img_err_set(err, IMG_DATA,
-					   "%s: footer: wrong checksum; not opened for writing", l->file.path);
+					   "%s: footer: wrong checksum; not opened for writing",
+					   l->file.path);
 		img_warn(l, "footer: wrong checksum");
 	}
 	v->footer = use_end ? fs->e : fs->f;
@@ -124,12 +127,13 @@ static int choose_footer(struct img *l, struct vhd *v, const struct footers *fs,
 	}
 	l->info.unsound |= !front_ok || memcmp(fs->front, fs->end, VHD_FOOTER_LEN) != 0;
 	if (fs->end_is == VHD_NO_COOKIE || fs->end_is == VHD_BAD_CHECKSUM)
-		img_warn(l, "end footer at offset %" PRIu64 ": %s; its front copy is used", fs->end_off,
-			 vhd_verdict_str(fs->end_is));
+		img_warn(l, "end footer at offset %" PRIu64 ": %s; its front copy is used",
+			 fs->end_off, vhd_verdict_str(fs->end_is));
 	else if (!front_ok)
 		img_warn(l, "front copy of the footer: %s", vhd_verdict_str(fs->front_is));
 	else if (memcmp(fs->front, fs->end, VHD_FOOTER_LEN) != 0)
-		img_warn(l, "the two footers differ; the one at %s is used", use_end ? "the end" : "offset 0");
+		img_warn(l, "the two footers differ; the one at %s is used",
+			 use_end ? "the end" : "offset 0");
 	return 0;
 }
 
@@ -137,7 +141,8 @@ static int open_fixed(struct img *l, struct vhd *v, struct img_err *err)
 {
 	if (v->footer_off < v->footer.size)
 		return img_err_set(err, IMG_DATA,
-				   "%s: cut off: the footer says %" PRIu64 " bytes of data, the file holds %" PRIu64,
+				   "%s: cut off: the footer says %" PRIu64
+				   " bytes of data, the file holds %" PRIu64,
 				   l->file.path, v->footer.size, v->footer_off);
 	if (v->footer_off > v->footer.size)
 		img_warn(l, "%" PRIu64 " bytes between the data and the footer",
@@ -153,7 +158,8 @@ static int check_header(struct img *l, struct vhd *v, uint64_t file_size, struct
 
 	if (!u64_is_pow2(h->block_size) || h->block_size < 4096 || h->block_size > 256u << 20)
 		return img_err_set(err, IMG_DATA,
-				   "%s: header: block size %" PRIu32 ", wanted a power of two from 4 KiB to 256 MiB",
+				   "%s: header: block size %" PRIu32
+				   ", wanted a power of two from 4 KiB to 256 MiB",
 				   l->file.path, h->block_size);
 	need = v->footer.size / h->block_size + (v->footer.size % h->block_size != 0);
 	if (h->entries < need)
@@ -169,8 +175,9 @@ static int check_header(struct img *l, struct vhd *v, uint64_t file_size, struct
 				   " lies outside the file of %" PRIu64 " bytes",
 				   l->file.path, h->entries, h->bat_off, file_size);
 	if (h->bat_off < v->footer.data_off + VHD_HEADER_LEN && bat_end > v->footer.data_off)
-		return img_err_set(err, IMG_DATA, "%s: header: BAT at offset %" PRIu64
-				   " overlaps the header", l->file.path, h->bat_off);
+		return img_err_set(err, IMG_DATA,
+				   "%s: header: BAT at offset %" PRIu64 " overlaps the header",
+				   l->file.path, h->bat_off);
 	v->blocks = (uint32_t)need;
 	return 0;
 }
@@ -183,17 +190,18 @@ static int open_sparse(struct img *l, struct vhd *v, struct img_err *err)
 
 	if (io_size(&l->file, &file_size, err) < 0)
 		return -1;
-	if (v->footer.data_off < VHD_FOOTER_LEN || !u64_add(v->footer.data_off, VHD_HEADER_LEN, &end) ||
-	    end > file_size)
+	if (v->footer.data_off < VHD_FOOTER_LEN ||
+	    !u64_add(v->footer.data_off, VHD_HEADER_LEN, &end) || end > file_size)
 		return img_err_set(err, IMG_DATA,
-				   "%s: footer: header at offset %" PRIu64 " lies outside the file of %" PRIu64
-				   " bytes", l->file.path, v->footer.data_off, file_size);
+				   "%s: footer: header at offset %" PRIu64
+				   " lies outside the file of %" PRIu64 " bytes",
+				   l->file.path, v->footer.data_off, file_size);
 	if (io_read(&l->file, buf, sizeof(buf), v->footer.data_off, err) < 0)
 		return -1;
 	verdict = vhd_header_decode(buf, &v->header);
 	if (verdict != VHD_OK && (verdict != VHD_BAD_CHECKSUM || l->file.writable))
-		return img_err_set(err, IMG_DATA, "%s: header at offset %" PRIu64 ": %s", l->file.path,
-				   v->footer.data_off, vhd_verdict_str(verdict));
+		return img_err_set(err, IMG_DATA, "%s: header at offset %" PRIu64 ": %s",
+				   l->file.path, v->footer.data_off, vhd_verdict_str(verdict));
 	if (verdict == VHD_BAD_CHECKSUM)
 		img_warn(l, "header: wrong checksum");
 	if (check_header(l, v, file_size, err) < 0)
@@ -218,13 +226,16 @@ static int check_xenserver(struct img *l, struct img_err *err)
 
 	if (memcmp(v->footer.creator, "tap", 3) == 0 && v->footer.creator_version == 0x00000001)
 		return img_err_set(err, IMG_DATA,
-				   "%s: made by version 0.1 of XenServer's tapdisk, whose bitmaps have another bit order; not supported",
+				   "%s: made by version 0.1 of XenServer's tapdisk, whose bitmaps "
+				   "have another bit order; not supported",
 				   l->file.path);
 	if (vhd_batmap_find(l, &m, err) < 0)
 		return -1;
 	if (m.encrypted)
-		return img_err_set(err, IMG_DATA, "%s: encrypted by XenServer (a key hash is at offset %" PRIu64
-				   "): its data cannot be read", l->file.path, m.head_off);
+		return img_err_set(err, IMG_DATA,
+				   "%s: encrypted by XenServer (a key hash is at offset %" PRIu64
+				   "): its data cannot be read",
+				   l->file.path, m.head_off);
 	return 0;
 }
 
@@ -274,7 +285,8 @@ static int open_body(struct img *l, struct vhd *v, struct img_err *err)
 		return -1;
 	if (v->footer.size % SECTOR) {
 		if (l->file.writable)
-			return img_err_set(err, IMG_DATA, "%s: size %" PRIu64 " is no multiple of 512",
+			return img_err_set(err, IMG_DATA,
+					   "%s: size %" PRIu64 " is no multiple of 512",
 					   l->file.path, v->footer.size);
 		img_warn(l, "size %" PRIu64 " is no multiple of 512, rounded down", v->footer.size);
 		v->footer.size -= v->footer.size % SECTOR;
@@ -354,15 +366,20 @@ static int check_entry(struct img *l, uint32_t block, uint32_t entry, uint64_t f
 	uint64_t head = v->footer.data_off;
 
 	if (off < VHD_FOOTER_LEN || (off < head + VHD_HEADER_LEN && end > head))
-		return img_err_set(err, IMG_DATA, "%s: BAT entry %" PRIu32 ": block at offset %" PRIu64
-				   " lies in the header", l->file.path, block, off);
+		return img_err_set(err, IMG_DATA,
+				   "%s: BAT entry %" PRIu32 ": block at offset %" PRIu64
+				   " lies in the header",
+				   l->file.path, block, off);
 	if (end > file_size)
-		return img_err_set(err, IMG_DATA, "%s: BAT entry %" PRIu32 ": block at %" PRIu64 "..%" PRIu64
-				   " reaches beyond the file's end at %" PRIu64, l->file.path, block, off, end,
-				   file_size);
+		return img_err_set(err, IMG_DATA,
+				   "%s: BAT entry %" PRIu32 ": block at %" PRIu64 "..%" PRIu64
+				   " reaches beyond the file's end at %" PRIu64,
+				   l->file.path, block, off, end, file_size);
 	if (off < bat_end && end > v->header.bat_off)
-		return img_err_set(err, IMG_DATA, "%s: BAT entry %" PRIu32 ": block at %" PRIu64
-				   " overlaps the BAT at %" PRIu64, l->file.path, block, off, v->header.bat_off);
+		return img_err_set(err, IMG_DATA,
+				   "%s: BAT entry %" PRIu32 ": block at %" PRIu64
+				   " overlaps the BAT at %" PRIu64,
+				   l->file.path, block, off, v->header.bat_off);
 	return 0;
 }
 
@@ -399,8 +416,9 @@ int vhd_block_find(struct img *l, uint32_t block, uint64_t *entry, struct img_er
 	return 0;
 }
 
-int vhd_bat_each(struct img *l, int (*fn)(void *ctx, uint32_t block, uint64_t off, struct img_err *err),
-		 void *ctx, struct img_err *err)
+int vhd_bat_each(struct img *l,
+		 int (*fn)(void *ctx, uint32_t block, uint64_t off, struct img_err *err), void *ctx,
+		 struct img_err *err)
 {
 	struct vhd *v = l->state;
 	const uint32_t per = 4096 / 4; /* entries read at once, past the cache */
@@ -412,7 +430,8 @@ int vhd_bat_each(struct img *l, int (*fn)(void *ctx, uint32_t block, uint64_t of
 	for (uint32_t first = 0; first < v->blocks; first += per) {
 		uint32_t n = v->blocks - first < per ? v->blocks - first : per;
 
-		if (io_read(&l->file, buf, (size_t)n * 4, v->header.bat_off + (uint64_t)first * 4, err) < 0)
+		if (io_read(&l->file, buf, (size_t)n * 4, v->header.bat_off + (uint64_t)first * 4,
+			    err) < 0)
 			return -1;
 		for (uint32_t i = 0; i < n; i++) {
 			uint32_t e = be32_get(buf + 4 * i);
@@ -472,7 +491,7 @@ static int map_absent(struct img *l, uint32_t block, uint64_t in_block, uint64_t
 			break;
 		run += v->block_size;
 	}
-	*ext = (struct img_ext){ EXT_HOLE, u64_min(run, len), 0 };
+	*ext = (struct img_ext){EXT_HOLE, u64_min(run, len), 0};
 	return 0;
 }
 
@@ -493,8 +512,8 @@ static int map_sparse(struct img *l, uint64_t off, uint64_t len, struct img_ext 
 			   (uint32_t)((len + SECTOR - 1) / SECTOR), &run, &set, err) < 0)
 		return -1;
 	/* A clear bit: never written (dynamic) or the parent's (differencing); §10. */
-	*ext = (struct img_ext){ set ? EXT_DATA : EXT_HOLE, u64_min(len, (uint64_t)run * SECTOR),
-				 entry + v->bitmap_len + in_block };
+	*ext = (struct img_ext){set ? EXT_DATA : EXT_HOLE, u64_min(len, (uint64_t)run * SECTOR),
+				entry + v->bitmap_len + in_block};
 	return 0;
 }
 
@@ -504,7 +523,7 @@ static int vhd_map(struct img *l, uint64_t off, uint64_t len, struct img_ext *ex
 	int rc;
 
 	if (l->info.type == IMG_FIXED) {
-		*ext = (struct img_ext){ EXT_DATA, len, off };
+		*ext = (struct img_ext){EXT_DATA, len, off};
 		return 0;
 	}
 	pthread_mutex_lock(&l->mutex);

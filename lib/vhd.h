@@ -31,15 +31,15 @@ struct vhd {
 	struct vhd_footer footer;
 	struct vhd_header header; /* not fixed */
 	uint8_t footer_raw[VHD_FOOTER_LEN];
-	uint32_t blocks;      /* BAT entries that the size needs */
+	uint32_t blocks; /* BAT entries that the size needs */
 	uint32_t block_size, bitmap_len;
-	uint64_t seen_size;   /* of the file, when it was last asked for */
-	char *parent_name;    /* UTF-8 */
+	uint64_t seen_size; /* of the file, when it was last asked for */
+	char *parent_name;  /* UTF-8 */
 	struct vhd_cache *cache;
 	/* writable only */
-	uint64_t end;	      /* next free byte of the file */
-	uint64_t footer_off;  /* where the end footer is */
-	bool healed;	      /* both footers are what they should be */
+	uint64_t end;	     /* next free byte of the file */
+	uint64_t footer_off; /* where the end footer is */
+	bool healed;	     /* both footers are what they should be */
 	struct vhd_pending *pending;
 	struct vhd_absorb *absorb;
 	struct vhd_build *build; /* not published yet, and not fixed */
@@ -55,8 +55,9 @@ int vhd_block_find(struct img *l, uint32_t block, uint64_t *entry, struct img_er
 int vhd_bitmap_run(struct img *l, uint64_t entry, uint32_t sec, uint32_t nsec, uint32_t *run,
 		   bool *set, struct img_err *err);
 /* Checks each BAT entry in use, ascending by block, and calls FN (may be NULL). */
-int vhd_bat_each(struct img *l, int (*fn)(void *ctx, uint32_t block, uint64_t off, struct img_err *err),
-		 void *ctx, struct img_err *err);
+int vhd_bat_each(struct img *l,
+		 int (*fn)(void *ctx, uint32_t block, uint64_t off, struct img_err *err), void *ctx,
+		 struct img_err *err);
 
 /* vhd_write.c: writing. */
 int vhd_write(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len, struct img_err *err);
@@ -81,7 +82,8 @@ uint64_t vhd_locator_room(const struct vhd_locator *loc);
 /* Where the BAT ends, its padding to a sector included; the batmap's header follows. */
 uint64_t vhd_bat_end(const struct vhd *v);
 /* Whether a range of the file meets none of its structures but blocks. */
-int vhd_space_no_metadata(struct img *l, uint64_t off, uint64_t len, bool *yes, struct img_err *err);
+int vhd_space_no_metadata(struct img *l, uint64_t off, uint64_t len, bool *yes,
+			  struct img_err *err);
 /* Whether it meets none at all, but the locator EXCEPT. */
 int vhd_space_free(struct img *l, uint64_t off, uint64_t len, int except, bool *yes,
 		   struct img_err *err);
@@ -97,7 +99,8 @@ int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err);
  * LEN bytes of map; zeros, which are always right, where it has none or its checksum is wrong.
  * malloc'd.
  */
-uint8_t *vhd_batmap_load(struct img *l, const struct vhd_batmap *m, uint64_t len, struct img_err *err);
+uint8_t *vhd_batmap_load(struct img *l, const struct vhd_batmap *m, uint64_t len,
+			 struct img_err *err);
 /* The header of a map of LEN bytes at OFF; what we do not know of in M's stays. */
 void vhd_batmap_seal(struct vhd_batmap *m, uint64_t off, const uint8_t *map, uint64_t len);
 
@@ -111,8 +114,8 @@ int vhd_resize(struct img *l, uint64_t size, struct img_err *err);
 /* vhd_new.c */
 int vhd_create(struct img *l, const struct img_create *opts, struct img_err *err);
 
-/* The same for a file that was begun by vhd_create() with the same options: what lies at OFF or behind it is
- * forgotten; END is what vhd_build_settle() told at OFF. */
+/* The same for a file that was begun by vhd_create() with the same options: what lies at OFF or
+ * behind it is forgotten; END is what vhd_build_settle() told at OFF. */
 int vhd_recreate(struct img *l, const struct img_create *opts, uint64_t off, uint64_t end,
 		 struct img_err *err);
 
@@ -140,11 +143,11 @@ void vhd_absorb_end(struct img *l);
 /* locator.c: names of parents. */
 /* UTF-16 to UTF-8, up to the first NUL; malloc'd, NULL when it is not text. */
 char *vhd_utf16_get(const uint8_t *p, size_t bytes, bool big_endian);
-/* The candidates for the parent of L, in order of trust; malloc'd array of malloc'd host paths, NULL at the
- * end. Relative ones are relative to the child's folder. */
+/* The candidates for the parent of L, in order of trust; malloc'd array of malloc'd host paths,
+ * NULL at the end. Relative ones are relative to the child's folder. */
 char **vhd_parent_candidates(struct img *l, struct img_err *err);
-/* Text of one locator in UTF-16LE (or MacX UTF-8): the relative and absolute names of PARENT as seen
- * from the folder of CHILD. malloc'd. */
+/* Text of one locator in UTF-16LE (or MacX UTF-8): the relative and absolute names of PARENT as
+ * seen from the folder of CHILD. malloc'd. */
 int vhd_parent_names(const char *child, const char *parent, uint8_t **rel, size_t *rel_len,
 		     uint8_t **abs, size_t *abs_len, uint8_t name[VHD_NAME_UNITS * 2],
 		     struct img_err *err);
@@ -155,4 +158,3 @@ char *vhd_parent_url(const char *child, const char *parent);
 #endif
 /* The relative name as XenServer writes it in a MacX locator: file://./name. malloc'd. */
 char *vhd_parent_url(const char *child, const char *parent);
-

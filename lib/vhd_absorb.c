@@ -94,13 +94,15 @@ int vhd_absorb_place(struct img *l, uint64_t off, uint64_t len, uint64_t *file_o
 	block = (uint32_t)(off / v->block_size);
 	if (!v->absorb->place[block] && place_block(l, block, err) < 0)
 		return -1;
-	*file_off = (uint64_t)v->absorb->place[block] * SECTOR + v->bitmap_len + off % v->block_size;
+	*file_off =
+		(uint64_t)v->absorb->place[block] * SECTOR + v->bitmap_len + off % v->block_size;
 	*placed = u64_min(len, v->block_size - off % v->block_size);
 	return 0;
 }
 
 /* Zeros wherever new blocks lie on old bytes: the old footer, what a crash left. */
-static int clear_old_space(struct img *l, uint64_t old_size, uint64_t old_footer, struct img_err *err)
+static int clear_old_space(struct img *l, uint64_t old_size, uint64_t old_footer,
+			   struct img_err *err)
 {
 	struct vhd *v = l->state;
 	uint64_t end = u64_min(v->absorb->end, old_size);
@@ -108,8 +110,8 @@ static int clear_old_space(struct img *l, uint64_t old_size, uint64_t old_footer
 	if (end > v->end && io_zero(&l->file, v->end, end - v->end, err) < 0)
 		return -1;
 	if (old_footer >= end && old_footer < v->footer_off)
-		return io_zero(&l->file, old_footer, u64_min(VHD_FOOTER_LEN, v->footer_off - old_footer),
-			       err);
+		return io_zero(&l->file, old_footer,
+			       u64_min(VHD_FOOTER_LEN, v->footer_off - old_footer), err);
 	return 0;
 }
 
@@ -148,7 +150,8 @@ static int flush_bitmap(struct img *l, struct img_err *err)
 	if (!a->open)
 		return 0;
 	a->open = false;
-	return io_write(&l->file, a->bitmap, v->bitmap_len, (uint64_t)a->place[a->block] * SECTOR, err);
+	return io_write(&l->file, a->bitmap, v->bitmap_len, (uint64_t)a->place[a->block] * SECTOR,
+			err);
 }
 
 static int load_bitmap(struct img *l, uint32_t block, struct img_err *err)
@@ -161,7 +164,8 @@ static int load_bitmap(struct img *l, uint32_t block, struct img_err *err)
 	a->block = block;
 	a->open = true;
 	if (!bitmap_get(a->fresh, block))
-		return io_read(&l->file, a->bitmap, v->bitmap_len, (uint64_t)a->place[block] * SECTOR, err);
+		return io_read(&l->file, a->bitmap, v->bitmap_len,
+			       (uint64_t)a->place[block] * SECTOR, err);
 	memset(a->bitmap, 0, v->bitmap_len);
 	/*
 	 * All bits of a new dynamic block: what the child does not own are zeros, here and
@@ -183,7 +187,8 @@ int vhd_absorb_mark(struct img *l, uint64_t off, uint64_t len, struct img_err *e
 
 		if ((!a->open || a->block != block) && load_bitmap(l, block, err) < 0)
 			return -1;
-		bitmap_set(a->bitmap, (uint32_t)(off % v->block_size / SECTOR), (uint32_t)(n / SECTOR));
+		bitmap_set(a->bitmap, (uint32_t)(off % v->block_size / SECTOR),
+			   (uint32_t)(n / SECTOR));
 		off += n;
 		len -= n;
 	}

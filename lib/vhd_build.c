@@ -21,9 +21,9 @@
 #include "vhd.h"
 
 struct vhd_build {
-	uint32_t block;	 /* whose bitmap is held; ~0: none */
-	uint64_t entry;	 /* where it is in the file */
-	bool fresh;	 /* nothing was written from HIGH on */
+	uint32_t block; /* whose bitmap is held; ~0: none */
+	uint64_t entry; /* where it is in the file */
+	bool fresh;	/* nothing was written from HIGH on */
 	uint64_t high;
 	bool dirty;	 /* the bitmap */
 	uint8_t *bitmap; /* bitmap_len */
@@ -98,7 +98,8 @@ static int new_block(struct img *l, uint32_t block, uint8_t *bat, struct img_err
 	struct vhd_build *b = v->build;
 
 	/* XFS takes space ahead of a file that grows by its writes, also where it gets holes. */
-	if (vhd_next_place(l, &v->end, &b->entry, err) < 0 || io_truncate(&l->file, v->end, err) < 0)
+	if (vhd_next_place(l, &v->end, &b->entry, err) < 0 ||
+	    io_truncate(&l->file, v->end, err) < 0)
 		return -1;
 	be32_put(bat, (uint32_t)(b->entry / SECTOR));
 	b->bat_dirty = true;
@@ -258,7 +259,7 @@ static int cut_block(struct img *l, uint64_t off, uint64_t end, struct img_err *
 		return -1;
 	if (l->info.type == IMG_DIFFERENCING) {
 		for (; sec < bits && sec % 8; sec++)
-			b->bitmap[sec / 8] &= (uint8_t)~(0x80 >> sec % 8);
+			b->bitmap[sec / 8] &= (uint8_t) ~(0x80 >> sec % 8);
 		memset(b->bitmap + sec / 8, 0, v->bitmap_len - sec / 8);
 		b->dirty = true;
 	}
@@ -274,7 +275,8 @@ int vhd_build_resume(struct img *l, uint64_t off, uint64_t end, struct img_err *
 	uint64_t next = (off + v->block_size - 1) / v->block_size;
 
 	if (end < bat_end || end > INT64_MAX || off > l->info.size)
-		return img_err_set(err, IMG_DATA, "%s: cannot be taken up at %" PRIu64 ", end %" PRIu64,
+		return img_err_set(err, IMG_DATA,
+				   "%s: cannot be taken up at %" PRIu64 ", end %" PRIu64,
 				   l->file.path, off, end);
 	v->end = end;
 	if (clear_bat(l, next, err) < 0 || cut_block(l, off, end, err) < 0)

@@ -11,12 +11,12 @@
 #include "vhd_check.h"
 
 static int (*const checks[])(struct check *c, struct img_err *err) = {
-	check_leftovers, check_footers, check_size, check_header,  check_geometry, check_locators,
+	check_leftovers, check_footers, check_size,  check_header,  check_geometry, check_locators,
 	check_batmap,	 check_bat,	check_space, check_bitmaps, check_link,
 };
 
 /* What it takes to find the next layer. */
-static int (*const steps[])(struct check *c, struct img_err *err) = { check_footers, check_header };
+static int (*const steps[])(struct check *c, struct img_err *err) = {check_footers, check_header};
 
 int check_run(struct check *c, struct img_err *err)
 {
@@ -74,7 +74,7 @@ int mend_entry(struct check *c, uint32_t block, uint32_t n, uint32_t entry, stru
 	}
 	if (grow(&m->entries, m->nentries, sizeof(*m->entries), err) < 0)
 		return -1;
-	m->entries[m->nentries++] = (struct mend_entry){ block, n, entry };
+	m->entries[m->nentries++] = (struct mend_entry){block, n, entry};
 	return 0;
 }
 
@@ -84,7 +84,7 @@ int mend_copy(struct check *c, uint32_t block, uint64_t from, struct img_err *er
 
 	if (grow(&m->copies, m->ncopies, sizeof(*m->copies), err) < 0)
 		return -1;
-	m->copies[m->ncopies++] = (struct mend_copy){ .block = block, .from = from };
+	m->copies[m->ncopies++] = (struct mend_copy){.block = block, .from = from};
 	m->footers = m->move_end = true;
 	return 0;
 }
@@ -97,7 +97,7 @@ int mend_bytes(struct check *c, uint64_t off, uint8_t *buf, size_t len, struct i
 		free(buf);
 		return img_err_set(err, IMG_BUG, "%s: too many pieces to mend", c->file.path);
 	}
-	m->bytes[m->nbytes++] = (struct mend_bytes){ off, buf, len };
+	m->bytes[m->nbytes++] = (struct mend_bytes){off, buf, len};
 	return 0;
 }
 
@@ -117,7 +117,7 @@ static bool seen_before(struct seen *seen, unsigned n, const struct check *c)
 	for (unsigned i = 0; i < n; i++)
 		if (seen[i].dev == st.st_dev && seen[i].ino == st.st_ino)
 			return true;
-	seen[n] = (struct seen){ st.st_dev, st.st_ino };
+	seen[n] = (struct seen){st.st_dev, st.st_ino};
 	return false;
 }
 
@@ -128,10 +128,13 @@ static bool is_raw_parent(const struct check *c)
 
 static const char *parent_path(const struct check *c)
 {
-	return c->link.path ? c->link.path : c->opts->chain && !c->link.wrong ? c->link.damaged : NULL;
+	return c->link.path			  ? c->link.path
+	       : c->opts->chain && !c->link.wrong ? c->link.damaged
+						  : NULL;
 }
 
-static int check_parent(struct check *l, const char *path, const struct img_open *o, struct img_err *err)
+static int check_parent(struct check *l, const char *path, const struct img_open *o,
+			struct img_err *err)
 {
 	io_init(&l->file);
 	if (io_open(&l->file, path, false, err) < 0)
@@ -143,19 +146,22 @@ static int check_parent(struct check *l, const char *path, const struct img_open
 int check_parents(struct check *c, struct img_err *err)
 {
 	struct seen seen[IMG_MAX_LAYERS + 1];
-	struct img_check_result dummy = { 0 };
-	struct check last = { 0 };
+	struct img_check_result dummy = {0};
+	struct check last = {0};
 	const struct check *from = c;
-	struct img_err e = { 0 };
+	struct img_err e = {0};
 	unsigned n = 1;
 	int rc = 0;
 
 	io_init(&last.file);
 	(void)seen_before(seen, 0, c);
 	c->res->layers++;
-	while (rc == 0 && from->has_header && from->footer.type == VHD_DIFFERENCING && parent_path(from)) {
-		struct check l = { .opts = c->opts, .res = c->opts->chain ? c->res : &dummy,
-				   .quiet = !c->opts->chain, .child_uuid = from->footer.uuid };
+	while (rc == 0 && from->has_header && from->footer.type == VHD_DIFFERENCING &&
+	       parent_path(from)) {
+		struct check l = {.opts = c->opts,
+				  .res = c->opts->chain ? c->res : &dummy,
+				  .quiet = !c->opts->chain,
+				  .child_uuid = from->footer.uuid};
 
 		rc = check_parent(&l, parent_path(from), &c->opts->open, &e);
 		if (rc == 0 && seen_before(seen, n, &l)) {
@@ -179,13 +185,14 @@ int check_parents(struct check *c, struct img_err *err)
 int img_check(const char *path, const struct img_check *opts, struct img_check_result *res,
 	      struct img_err *err)
 {
-	struct check c = { .opts = opts, .res = res };
+	struct check c = {.opts = opts, .res = res};
 	int rc = -1;
 
 	memset(res, 0, sizeof(*res));
 	io_init(&c.file);
 	if (io_open(&c.file, path, false, err) == 0 &&
-	    (opts->open.unlocked || io_lock(&c.file, IO_LOCK_SHARED, err) == 0) && check_run(&c, err) == 0)
+	    (opts->open.unlocked || io_lock(&c.file, IO_LOCK_SHARED, err) == 0) &&
+	    check_run(&c, err) == 0)
 		rc = check_parents(&c, err);
 	check_free(&c);
 	return rc;

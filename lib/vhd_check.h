@@ -149,26 +149,26 @@ struct check {
 	struct img_check_result *res;
 	struct io_file file;
 	uint64_t file_size;
-	bool quiet;	   /* only to find the next layer: nothing is reported */
+	bool quiet; /* only to find the next layer: nothing is reported */
 	struct mend mend;
 	struct img_fault held[4]; /* mended only if the BAT tells where the file ends */
 	unsigned nheld;
 
 	/* footers */
 	bool has_footer;
-	bool doubtful;	   /* nothing bears out the footer that is gone on with: nothing is mended */
+	bool doubtful; /* nothing bears out the footer that is gone on with: nothing is mended */
 	struct vhd_footer footer;
 	uint8_t footer_raw[VHD_FOOTER_LEN];
-	uint64_t end_off;  /* of the end footer; of the end of the file when there is none */
+	uint64_t end_off; /* of the end footer; of the end of the file when there is none */
 	bool has_end;
-	bool front_bad;	   /* the front copy is to be written anew */
+	bool front_bad; /* the front copy is to be written anew */
 
 	/* header */
 	bool has_header;
 	struct vhd_header header;
 	uint8_t header_raw[VHD_HEADER_LEN];
 	uint32_t blocks, bitmap_len;
-	uint64_t stride;   /* bitmap and data of a block */
+	uint64_t stride; /* bitmap and data of a block */
 
 	/* what is where */
 	struct area areas[16];
@@ -176,7 +176,7 @@ struct check {
 	uint64_t *placed;
 	size_t nplaced;
 	bool has_bat;
-	uint32_t beyond;	     /* bitmaps with bits behind their last sector */
+	uint32_t beyond; /* bitmaps with bits behind their last sector */
 	struct img_fault first_beyond;
 
 	/* XenServer's batmap */
@@ -188,8 +188,8 @@ struct check {
 
 	/* differencing only */
 	struct img_parent link;
-	bool link_known; /* it was searched for */
-	bool renamed;	 /* … and found by its UUID only */
+	bool link_known;	   /* it was searched for */
+	bool renamed;		   /* … and found by its UUID only */
 	const uint8_t *child_uuid; /* of the layer above, or NULL */
 };
 

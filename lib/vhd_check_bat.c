@@ -18,7 +18,7 @@ void check_area_add(struct check *c, uint64_t off, uint64_t len, uint64_t owned,
 {
 	if (c->nareas < sizeof(c->areas) / sizeof(c->areas[0]))
 		c->areas[c->nareas++] =
-			(struct area){ off, off + len, off + u64_max(len, owned), what };
+			(struct area){off, off + len, off + u64_max(len, owned), what};
 }
 
 const struct area *check_area_at(const struct check *c, uint64_t off, uint64_t end)
@@ -64,10 +64,11 @@ static void flush_run(struct check *c, struct run *r)
 	f.block = r->first;
 	f.blocks = r->n;
 	f.mendable = true;
-	FOUND(&f, "sector %" PRIu32 ": %" PRIu64 "-%" PRIu64 "%s%s", r->entry, off, off + c->stride - 1,
-	      r->where ? ", in " : "", r->where ? r->where : "");
+	FOUND(&f, "sector %" PRIu32 ": %" PRIu64 "-%" PRIu64 "%s%s", r->entry, off,
+	      off + c->stride - 1, r->where ? ", in " : "", r->where ? r->where : "");
 	EXPECTED(&f, "the block to end by %" PRIu64 ", clear of the file's structures", c->end_off);
-	LOSS(&f, "disk bytes %" PRIu64 "-%" PRIu64, (uint64_t)r->first * bs, u64_min(last, c->footer.size - 1));
+	LOSS(&f, "disk bytes %" PRIu64 "-%" PRIu64, (uint64_t)r->first * bs,
+	     u64_min(last, c->footer.size - 1));
 	fault_report(c, &f);
 }
 
@@ -78,7 +79,7 @@ static int bad_entries(struct check *c, struct run *r, enum fault_id id, uint32_
 		r->n += n;
 	} else {
 		flush_run(c, r);
-		*r = (struct run){ true, id, block, n, entry, where };
+		*r = (struct run){true, id, block, n, entry, where};
 	}
 	return mend_entry(c, block, n, VHD_BAT_FREE, err);
 }
@@ -94,7 +95,8 @@ static void report_cut(struct check *c, uint32_t block, uint64_t off)
 	f.block = block;
 	f.blocks = 1;
 	f.mendable = true;
-	FOUND(&f, "%" PRIu64 " of %" PRIu64 " bytes from %" PRIu64 " on", c->end_off - off, c->stride, off);
+	FOUND(&f, "%" PRIu64 " of %" PRIu64 " bytes from %" PRIu64 " on", c->end_off - off,
+	      c->stride, off);
 	EXPECTED(&f, "the block to end at %" PRIu64, off + c->stride);
 	if (start + have < c->footer.size)
 		LOSS(&f, "disk bytes %" PRIu64 "-%" PRIu64, start + have,
@@ -105,7 +107,8 @@ static void report_cut(struct check *c, uint32_t block, uint64_t off)
 	fault_report(c, &f);
 }
 
-static int take_entry(struct check *c, struct run *r, uint32_t block, uint32_t entry, struct img_err *err)
+static int take_entry(struct check *c, struct run *r, uint32_t block, uint32_t entry,
+		      struct img_err *err)
 {
 	uint64_t off = (uint64_t)entry * SECTOR, end = off + c->stride;
 	const struct area *a;
@@ -132,15 +135,16 @@ static int take_entry(struct check *c, struct run *r, uint32_t block, uint32_t e
 typedef int chunk_fn(struct check *c, void *ctx, uint32_t first, uint32_t n, const uint32_t *e,
 		     struct img_err *err);
 
-static int each_chunk(struct check *c, uint32_t first, uint32_t end, uint32_t *buf, chunk_fn *fn, void *ctx,
-		      struct img_err *err)
+static int each_chunk(struct check *c, uint32_t first, uint32_t end, uint32_t *buf, chunk_fn *fn,
+		      void *ctx, struct img_err *err)
 {
 	while (first < end) {
 		uint64_t len = (uint64_t)(end - first) * 4;
 		uint32_t n;
 		bool hole;
 
-		if (io_extent(&c->file, c->header.bat_off + (uint64_t)first * 4, &len, &hole, err) < 0)
+		if (io_extent(&c->file, c->header.bat_off + (uint64_t)first * 4, &len, &hole, err) <
+		    0)
 			return -1;
 		hole = hole && len >= 4;
 		n = (uint32_t)(hole ? len / 4 : u64_min((len + 3) / 4, CHUNK));
@@ -175,7 +179,8 @@ static int take_chunk(struct check *c, void *ctx, uint32_t first, uint32_t n, co
 		      struct img_err *err)
 {
 	if (!e)
-		return bad_entries(c, ctx, F_BAT_IN_METADATA, first, n, 0, check_area_at(c, 0, 1)->what, err);
+		return bad_entries(c, ctx, F_BAT_IN_METADATA, first, n, 0,
+				   check_area_at(c, 0, 1)->what, err);
 	for (uint32_t i = 0; i < n; i++)
 		if (take_entry(c, ctx, first + i, e[i], err) < 0)
 			return -1;
@@ -202,7 +207,7 @@ static int extra_chunk(struct check *c, void *ctx, uint32_t first, uint32_t n, c
 
 static int check_extra(struct check *c, uint32_t *buf, struct img_err *err)
 {
-	struct extra x = { 0 };
+	struct extra x = {0};
 	struct img_fault f;
 
 	if (each_chunk(c, c->blocks, c->header.entries, buf, extra_chunk, &x, err) < 0)
@@ -265,12 +270,12 @@ static int report_overlap(struct check *c, uint64_t owner, uint64_t other, struc
 	f.block = b;
 	f.blocks = 1;
 	f.mendable = true;
-	FOUND(&f, "blocks %" PRIu32 " at %" PRIu64 " and %" PRIu32 " at %" PRIu64, a, placed_off(owner), b,
-	      placed_off(other));
+	FOUND(&f, "blocks %" PRIu32 " at %" PRIu64 " and %" PRIu32 " at %" PRIu64, a,
+	      placed_off(owner), b, placed_off(other));
 	EXPECTED(&f, "at least %" PRIu64 " bytes between them", c->stride);
 	LOSS(&f,
-	     "one of disk bytes %" PRIu64 "-%" PRIu64 " (block %" PRIu32 ") and %" PRIu64 "-%" PRIu64
-	     " (block %" PRIu32 ") is not what was written there",
+	     "one of disk bytes %" PRIu64 "-%" PRIu64 " (block %" PRIu32 ") and %" PRIu64
+	     "-%" PRIu64 " (block %" PRIu32 ") is not what was written there",
 	     a * bs, u64_min((a + 1ull) * bs, c->footer.size) - 1, a, b * bs,
 	     u64_min((b + 1ull) * bs, c->footer.size) - 1, b);
 	fault_report(c, &f);
@@ -310,7 +315,7 @@ static void check_alignment(struct check *c)
 
 int check_bat(struct check *c, struct img_err *err)
 {
-	struct run r = { 0 };
+	struct run r = {0};
 	uint32_t *buf;
 	size_t used = 0;
 	int rc = -1;

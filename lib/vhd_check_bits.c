@@ -55,7 +55,8 @@ static int check_clear(struct check *c, uint32_t block, uint64_t off, const uint
 
 		run = bitmap_run(bitmap, sec, nsec - sec, &set);
 		if (!set && at < end &&
-		    count_stray(c, at, u64_min((uint64_t)run * SECTOR, end - at), &n, &first, err) < 0)
+		    count_stray(c, at, u64_min((uint64_t)run * SECTOR, end - at), &n, &first, err) <
+			    0)
 			return -1;
 	}
 	if (n == 0)
@@ -116,17 +117,21 @@ static void compare_full(struct check *c, uint32_t block, uint64_t off, const ui
 	f.block = block;
 	f.blocks = 1;
 	f.mendable = true;
-	FOUND(&f, "full, but sector %" PRIu32 " of the block at %" PRIu64 " is not there", set ? run : 0, off);
-	bitmap_set(c->full, c->blocks, 1); /* one bit more than there are blocks: the map is to be written */
+	FOUND(&f, "full, but sector %" PRIu32 " of the block at %" PRIu64 " is not there",
+	      set ? run : 0, off);
+	bitmap_set(c->full, c->blocks,
+		   1); /* one bit more than there are blocks: the map is to be written */
 	fault_report(c, &f);
 }
 
-static int check_block(struct check *c, uint32_t block, uint64_t off, uint8_t *bitmap, struct img_err *err)
+static int check_block(struct check *c, uint32_t block, uint64_t off, uint8_t *bitmap,
+		       struct img_err *err)
 {
 	size_t got;
 
 	memset(bitmap, 0, c->bitmap_len);
-	if (io_read_upto(&c->file, bitmap, (size_t)u64_min(c->bitmap_len, c->end_off - off), off, &got, err) < 0)
+	if (io_read_upto(&c->file, bitmap, (size_t)u64_min(c->bitmap_len, c->end_off - off), off,
+			 &got, err) < 0)
 		return -1;
 	check_beyond(c, block, off, bitmap);
 	compare_full(c, block, off, bitmap);
@@ -194,7 +199,10 @@ static int write_map(struct check *c, uint64_t off, struct img_err *err)
 	be32_put(head + 16, (uint32_t)(len / SECTOR));
 	be32_put(head + 20, 0x00010002);
 	be32_put(head + 24, ~sum);
-	return mend_bytes(c, off, map, len, err) < 0 || mend_bytes(c, c->batmap_head, head, SECTOR, err) < 0 ? -1 : 0;
+	return mend_bytes(c, off, map, len, err) < 0 ||
+			       mend_bytes(c, c->batmap_head, head, SECTOR, err) < 0
+		       ? -1
+		       : 0;
 }
 
 static int judge_batmap(struct check *c, struct img_err *err)
@@ -208,7 +216,8 @@ static int judge_batmap(struct check *c, struct img_err *err)
 		return bitmap_get(c->full, c->blocks) ? write_map(c, c->batmap_off, err) : 0;
 	f = fault_make(c, c->batmap_off ? F_BATMAP_BAD_CHECKSUM : F_BATMAP_OUTSIDE, c->batmap_head);
 	f.mendable = range_free(c, off, off + need);
-	FOUND(&f, "%" PRIu32 " sectors at %" PRIu64, be32_get(c->batmap_raw + 16), be64_get(c->batmap_raw + 8));
+	FOUND(&f, "%" PRIu32 " sectors at %" PRIu64, be32_get(c->batmap_raw + 16),
+	      be64_get(c->batmap_raw + 8));
 	if (!f.mendable)
 		EXPECTED(&f, "room for it at %" PRIu64 ", where something else lies", off);
 	fault_report(c, &f);
@@ -227,14 +236,17 @@ int check_bitmaps(struct check *c, struct img_err *err)
 	if (!bitmap || (c->has_batmap && !c->full))
 		rc = img_err_errno(err, ENOMEM, "%s", c->file.path);
 	for (size_t i = 0; rc == 0 && i < c->nplaced; i++) {
-		rc = check_block(c, placed_block(c->placed[i]), placed_off(c->placed[i]), bitmap, err);
+		rc = check_block(c, placed_block(c->placed[i]), placed_off(c->placed[i]), bitmap,
+				 err);
 		if (rc == 0 && c->opts->progress && i % 64 == 0 &&
 		    c->opts->progress(c->opts->ctx, i * c->stride, c->nplaced * c->stride))
-			rc = img_err_set(err, IMG_AGAIN, "%s: interrupted; nothing was changed", c->file.path);
+			rc = img_err_set(err, IMG_AGAIN, "%s: interrupted; nothing was changed",
+					 c->file.path);
 	}
 	report_beyond(c);
 	if (rc == 0 && c->opts->progress)
-		(void)c->opts->progress(c->opts->ctx, c->nplaced * c->stride, c->nplaced * c->stride);
+		(void)c->opts->progress(c->opts->ctx, c->nplaced * c->stride,
+					c->nplaced * c->stride);
 	if (rc == 0 && c->has_batmap)
 		rc = judge_batmap(c, err);
 	free(bitmap);

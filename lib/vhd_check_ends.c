@@ -34,7 +34,8 @@ static int decode_at(struct check *c, uint64_t off, size_t len, uint8_t raw[VHD_
  */
 static int search_end(struct check *c, struct ends *s, struct img_err *err)
 {
-	uint64_t first = c->file_size > SEARCH ? (c->file_size - SEARCH) & ~(uint64_t)(SECTOR - 1) : SECTOR;
+	uint64_t first =
+		c->file_size > SEARCH ? (c->file_size - SEARCH) & ~(uint64_t)(SECTOR - 1) : SECTOR;
 	uint64_t off = c->file_size & ~(uint64_t)(SECTOR - 1);
 	uint8_t raw[VHD_FOOTER_LEN];
 	enum vhd_verdict is;
@@ -48,7 +49,9 @@ static int search_end(struct check *c, struct ends *s, struct img_err *err)
 			return -1;
 		if (is != VHD_OK)
 			continue;
-		if (f.type == VHD_FIXED ? f.size != off : s->front_is != VHD_OK || memcmp(raw, s->front, sizeof(raw)) != 0)
+		if (f.type == VHD_FIXED
+			    ? f.size != off
+			    : s->front_is != VHD_OK || memcmp(raw, s->front, sizeof(raw)) != 0)
 			continue;
 		memcpy(s->end, raw, sizeof(raw));
 		s->e = f;
@@ -69,7 +72,8 @@ static int read_ends(struct check *c, struct ends *s, struct img_err *err)
 	s->end_off = size;
 	if (size >= VHD_FOOTER_LEN &&
 	    (decode_at(c, 0, VHD_FOOTER_LEN, s->front, &s->front_is, &s->f, err) < 0 ||
-	     decode_at(c, size - VHD_FOOTER_LEN, VHD_FOOTER_LEN, s->end, &s->end_is, &s->e, err) < 0))
+	     decode_at(c, size - VHD_FOOTER_LEN, VHD_FOOTER_LEN, s->end, &s->end_is, &s->e, err) <
+		     0))
 		return -1;
 	if (s->end_is != VHD_NO_COOKIE) {
 		s->end_off = size - VHD_FOOTER_LEN;
@@ -96,7 +100,8 @@ static int read_ends(struct check *c, struct ends *s, struct img_err *err)
  * Whether the header that F leads to fits it. LAX: of both the checksum may be wrong, but all
  * fields agree.
  */
-static int footer_fits(struct check *c, const struct vhd_footer *f, bool lax, bool *yes, struct img_err *err)
+static int footer_fits(struct check *c, const struct vhd_footer *f, bool lax, bool *yes,
+		       struct img_err *err)
 {
 	enum vhd_verdict is;
 	uint8_t buf[VHD_HEADER_LEN];
@@ -137,11 +142,11 @@ static void differences(const struct ends *s, char *out)
 		unsigned off, len;
 		const char *name;
 	} fields[] = {
-		{ 8, 4, "features" },	   { 12, 4, "version" },      { 16, 8, "data offset" },
-		{ 24, 4, "time" },	   { 28, 8, "creator" },      { 36, 4, "host" },
-		{ 40, 8, "original size" }, { 48, 8, "size" },	      { 56, 4, "geometry" },
-		{ 60, 4, "type" },	   { 68, 16, "UUID" },	      { 84, 1, "saved state" },
-		{ 85, 1, "hidden" },	   { 86, 426, "reserved" },
+		{8, 4, "features"},	  {12, 4, "version"},	 {16, 8, "data offset"},
+		{24, 4, "time"},	  {28, 8, "creator"},	 {36, 4, "host"},
+		{40, 8, "original size"}, {48, 8, "size"},	 {56, 4, "geometry"},
+		{60, 4, "type"},	  {68, 16, "UUID"},	 {84, 1, "saved state"},
+		{85, 1, "hidden"},	  {86, 426, "reserved"},
 	};
 	size_t n = 0;
 
@@ -197,10 +202,10 @@ static void report_copy(struct check *c, enum vhd_verdict is, const uint8_t raw[
 			uint64_t off, bool end, bool mendable)
 {
 	static const enum fault_id ids[][2] = {
-		[VHD_NO_COOKIE] = { F_FOOTER_FRONT_MISSING, F_FOOTER_END_MISSING },
-		[VHD_BAD_VERSION] = { F_FOOTER_FRONT_BAD_VERSION, F_FOOTER_END_BAD_VERSION },
-		[VHD_BAD_TYPE] = { F_FOOTER_FRONT_BAD_TYPE, F_FOOTER_END_BAD_TYPE },
-		[VHD_BAD_CHECKSUM] = { F_FOOTER_FRONT_BAD_CHECKSUM, F_FOOTER_END_BAD_CHECKSUM },
+		[VHD_NO_COOKIE] = {F_FOOTER_FRONT_MISSING, F_FOOTER_END_MISSING},
+		[VHD_BAD_VERSION] = {F_FOOTER_FRONT_BAD_VERSION, F_FOOTER_END_BAD_VERSION},
+		[VHD_BAD_TYPE] = {F_FOOTER_FRONT_BAD_TYPE, F_FOOTER_END_BAD_TYPE},
+		[VHD_BAD_CHECKSUM] = {F_FOOTER_FRONT_BAD_CHECKSUM, F_FOOTER_END_BAD_CHECKSUM},
 	};
 	uint8_t sealed[VHD_FOOTER_LEN];
 	struct img_fault f;
@@ -253,7 +258,8 @@ static void report_difference(struct check *c, const struct ends *s)
 {
 	struct img_fault f = fault_make(c, F_FOOTER_COPIES_DIFFER, 0);
 
-	if (s->front_is != VHD_OK || s->end_is != VHD_OK || memcmp(s->front, s->end, VHD_FOOTER_LEN) == 0)
+	if (s->front_is != VHD_OK || s->end_is != VHD_OK ||
+	    memcmp(s->front, s->end, VHD_FOOTER_LEN) == 0)
 		return;
 	differences(s, f.found);
 	EXPECTED(&f, "equal copies; the one at %s is believed",
@@ -285,7 +291,8 @@ int check_footers(struct check *c, struct img_err *err)
 
 	if (read_ends(c, &s, err) < 0)
 		return -1;
-	if (s.front_is != VHD_POISONED && s.end_is != VHD_POISONED && pick(c, &s, &mendable, err) < 0)
+	if (s.front_is != VHD_POISONED && s.end_is != VHD_POISONED &&
+	    pick(c, &s, &mendable, err) < 0)
 		return -1;
 	if (!c->has_footer) {
 		report_none(c, &s);
@@ -400,7 +407,7 @@ int check_size(struct check *c, struct img_err *err)
 /* A geometry is informational; what it may be is what some program makes of the size (§4, §6). */
 int check_geometry(struct check *c, struct img_err *err)
 {
-	static const char *const sized[] = { "win ", "qem2", "d2v ", "CTXS", "tap" };
+	static const char *const sized[] = {"win ", "qem2", "d2v ", "CTXS", "tap"};
 	const struct vhd_footer *t = &c->footer;
 	uint64_t product = (uint64_t)t->cylinders * t->heads * t->sectors * SECTOR;
 	bool max = t->cylinders == 65535 && t->heads == 16 && t->sectors == 255, trusted = max;

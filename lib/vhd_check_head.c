@@ -27,18 +27,20 @@ static bool bat_place_ok(const struct check *c, uint64_t off, uint64_t n)
 {
 	uint64_t end, head = c->footer.data_off;
 
-	return off % SECTOR == 0 && off >= VHD_FOOTER_LEN && n <= UINT32_MAX && u64_add(off, n * 4, &end) &&
-	       end <= c->file_size && !(off < head + VHD_HEADER_LEN && end > head);
+	return off % SECTOR == 0 && off >= VHD_FOOTER_LEN && n <= UINT32_MAX &&
+	       u64_add(off, n * 4, &end) && end <= c->file_size &&
+	       !(off < head + VHD_HEADER_LEN && end > head);
 }
 
 static bool entry_ok(const struct check *c, const struct vhd_header *h, uint64_t need, uint32_t e)
 {
-	uint64_t off = (uint64_t)e * SECTOR, end = off + vhd_bitmap_len(h->block_size) + h->block_size;
+	uint64_t off = (uint64_t)e * SECTOR,
+		 end = off + vhd_bitmap_len(h->block_size) + h->block_size;
 	uint64_t bat_end = h->bat_off + u64_round_up(need * 4, SECTOR), head = c->footer.data_off;
 
-	return e == VHD_BAT_FREE ||
-	       (off >= VHD_FOOTER_LEN && end <= c->end_off && !(off < head + VHD_HEADER_LEN && end > head) &&
-		!(off < bat_end && end > h->bat_off));
+	return e == VHD_BAT_FREE || (off >= VHD_FOOTER_LEN && end <= c->end_off &&
+				     !(off < head + VHD_HEADER_LEN && end > head) &&
+				     !(off < bat_end && end > h->bat_off));
 }
 
 /* How the entries look under a header. */
@@ -47,13 +49,14 @@ struct fit {
 	uint64_t used, bad; /* entries that are not free; and of these, those that lead nowhere */
 };
 
-static int bat_fit(struct check *c, const struct vhd_header *h, struct fit *fit, struct img_err *err)
+static int bat_fit(struct check *c, const struct vhd_header *h, struct fit *fit,
+		   struct img_err *err)
 {
 	uint64_t need;
 	uint32_t *buf;
 	int rc = 0;
 
-	*fit = (struct fit){ 0 };
+	*fit = (struct fit){0};
 	if (!check_block_size_ok(h->block_size))
 		return 0;
 	need = needed(c, h->block_size);
@@ -141,17 +144,17 @@ static int prove_by_checksum(struct check *c, bool *ok, struct img_err *err)
 {
 	uint32_t bs = be32_get(c->header_raw + 32);
 	struct guess all[32] = {
-		{ F_HEADER_MISSING, 0, 8, 0x6378737061727365 /* "cxsparse" */ },
-		{ F_HEADER_UNUSED_OFFSET, 8, 8, ~0ull },
-		{ F_HEADER_BAT_OFFSET, 16, 8, c->footer.data_off + VHD_HEADER_LEN },
-		{ F_HEADER_BAD_VERSION, 24, 4, 0x00010000 },
+		{F_HEADER_MISSING, 0, 8, 0x6378737061727365 /* "cxsparse" */},
+		{F_HEADER_UNUSED_OFFSET, 8, 8, ~0ull},
+		{F_HEADER_BAT_OFFSET, 16, 8, c->footer.data_off + VHD_HEADER_LEN},
+		{F_HEADER_BAD_VERSION, 24, 4, 0x00010000},
 	};
 	size_t n = 4;
 
 	if (check_block_size_ok(bs) && needed(c, bs) <= UINT32_MAX)
-		all[n++] = (struct guess){ F_HEADER_ENTRIES, 28, 4, needed(c, bs) };
+		all[n++] = (struct guess){F_HEADER_ENTRIES, 28, 4, needed(c, bs)};
 	for (uint32_t size = 4096; size <= 256u << 20; size <<= 1)
-		all[n++] = (struct guess){ F_HEADER_BLOCK_SIZE, 32, 4, size };
+		all[n++] = (struct guess){F_HEADER_BLOCK_SIZE, 32, 4, size};
 	*ok = false;
 	for (size_t i = 0; i < n && !*ok; i++) {
 		if (try_guess(c, &all[i], ok, err) < 0)
@@ -177,7 +180,7 @@ static int bat_here(struct check *c, const struct vhd_header *h, bool *yes, stru
 /* The checksum is right, or says nothing: of size, block size and entries two prove the third. */
 static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, struct img_err *err)
 {
-	struct guess g = { F_HEADER_BLOCK_SIZE, 32, 4, 0 };
+	struct guess g = {F_HEADER_BLOCK_SIZE, 32, 4, 0};
 	struct vhd_header t = *h;
 	unsigned fits = 0;
 
@@ -194,7 +197,7 @@ static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, stru
 		*ok = fits == 1;
 		t.block_size = (uint32_t)g.value;
 	} else if (needed(c, h->block_size) > h->entries) {
-		g = (struct guess){ F_HEADER_ENTRIES, 28, 4, needed(c, h->block_size) };
+		g = (struct guess){F_HEADER_ENTRIES, 28, 4, needed(c, h->block_size)};
 		t.entries = (uint32_t)g.value;
 		if (g.value > UINT32_MAX)
 			*ok = false;
@@ -203,12 +206,12 @@ static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, stru
 	} else if (!bat_place_ok(c, h->bat_off, h->entries) &&
 		   bat_place_ok(c, h->bat_off, needed(c, h->block_size))) {
 		/* More than the file can hold. */
-		g = (struct guess){ F_HEADER_ENTRIES, 28, 4, needed(c, h->block_size) };
+		g = (struct guess){F_HEADER_ENTRIES, 28, 4, needed(c, h->block_size)};
 		t.entries = (uint32_t)g.value;
 		if (bat_fits(c, &t, ok, err) < 0)
 			return -1;
 	} else if (!bat_place_ok(c, h->bat_off, h->entries)) {
-		g = (struct guess){ F_HEADER_BAT_OFFSET, 16, 8, c->footer.data_off + VHD_HEADER_LEN };
+		g = (struct guess){F_HEADER_BAT_OFFSET, 16, 8, c->footer.data_off + VHD_HEADER_LEN};
 		t.bat_off = g.value;
 		if (bat_here(c, &t, ok, err) < 0)
 			return -1;
@@ -231,7 +234,8 @@ static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, stru
 
 /* --- finding and reading it ------------------------------------------------------------------ */
 
-static int read_header(struct check *c, uint64_t off, bool *got, enum vhd_verdict *is, struct img_err *err)
+static int read_header(struct check *c, uint64_t off, bool *got, enum vhd_verdict *is,
+		       struct img_err *err)
 {
 	size_t n = 0;
 
@@ -277,9 +281,9 @@ static int find_header(struct check *c, enum vhd_verdict *is, bool *found, struc
 
 static void report_header(struct check *c, enum vhd_verdict is, bool mendable)
 {
-	enum fault_id id = is == VHD_NO_COOKIE	 ? F_HEADER_MISSING :
-			   is == VHD_BAD_VERSION ? F_HEADER_BAD_VERSION :
-						   F_HEADER_BAD_CHECKSUM;
+	enum fault_id id = is == VHD_NO_COOKIE	   ? F_HEADER_MISSING
+			   : is == VHD_BAD_VERSION ? F_HEADER_BAD_VERSION
+						   : F_HEADER_BAD_CHECKSUM;
 	unsigned at = is == VHD_NO_COOKIE ? 0 : is == VHD_BAD_VERSION ? 24 : 36;
 	struct img_fault f = fault_make(c, id, c->footer.data_off + at);
 
@@ -339,7 +343,7 @@ static void check_minor(struct check *c)
 		      memcmp(c->header.parent_name, none, sizeof(none)) != 0;
 
 	if (be64_get(c->header_raw + 8) != ~0ull)
-		accept(c, &(struct guess){ F_HEADER_UNUSED_OFFSET, 8, 8, ~0ull });
+		accept(c, &(struct guess){F_HEADER_UNUSED_OFFSET, 8, 8, ~0ull});
 	if (!bytes_are_zero(c->header_raw + 60, 4) || !bytes_are_zero(c->header_raw + 768, 256)) {
 		f = fault_make(c, F_HEADER_RESERVED, c->footer.data_off + 768);
 		fault_report(c, &f);

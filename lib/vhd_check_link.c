@@ -34,11 +34,11 @@ static struct img *make_layer(struct check *c, struct img_err *err)
 	v->footer = c->footer;
 	v->header = c->header;
 	v->parent_name = vhd_utf16_get(c->header.parent_name, sizeof(c->header.parent_name), true);
-	l->info = (struct img_info){ .type = IMG_DIFFERENCING,
-				     .size = c->footer.size,
-				     .original_size = c->footer.original_size,
-				     .has_uuid = true,
-				     .has_parent = true };
+	l->info = (struct img_info){.type = IMG_DIFFERENCING,
+				    .size = c->footer.size,
+				    .original_size = c->footer.original_size,
+				    .has_uuid = true,
+				    .has_parent = true};
 	memcpy(l->info.uuid, c->footer.uuid, 16);
 	memcpy(l->info.parent_uuid, c->header.parent_uuid, 16);
 	return l;
@@ -84,7 +84,8 @@ static void scan_folder(struct check *c, const char *dir, unsigned *found)
 			break;
 		if (lstat(path, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > VHD_FOOTER_LEN)
 			real = realpath(path, NULL);
-		if (real && strcmp(real, c->file.real) != 0 && has_uuid(real, c->header.parent_uuid) &&
+		if (real && strcmp(real, c->file.real) != 0 &&
+		    has_uuid(real, c->header.parent_uuid) &&
 		    (!c->link.path || strcmp(real, c->link.path) != 0) && ++*found == 1) {
 			free(c->link.path);
 			c->link.path = real;
@@ -153,7 +154,8 @@ static void report_missing(struct check *c)
 	} else {
 		bool named = p->tried[0];
 
-		f = fault_make(c, named ? F_PARENT_MISSING : F_PARENT_UNNAMED, c->footer.data_off + 64);
+		f = fault_make(c, named ? F_PARENT_MISSING : F_PARENT_UNNAMED,
+			       c->footer.data_off + 64);
 	}
 	/* Alone, a child is as sound as it can be; as a chain it is broken. */
 	if (c->opts->chain)
@@ -191,11 +193,13 @@ static void check_parent_size(struct check *c)
 static void check_parent_time(struct check *c)
 {
 	struct img_fault f = fault_make(c, F_PARENT_TIMESTAMP, c->footer.data_off + 56);
-	int64_t want = (int64_t)c->header.parent_timestamp + VHD_EPOCH, delta = c->link.mtime - want;
+	int64_t want = (int64_t)c->header.parent_timestamp + VHD_EPOCH,
+		delta = c->link.mtime - want;
 
 	if (c->header.parent_timestamp == 0 || delta == 0)
 		return;
-	FOUND(&f, "written %" PRId64 " s %s%s", delta < 0 ? -delta : delta, delta < 0 ? "before" : "after",
+	FOUND(&f, "written %" PRId64 " s %s%s", delta < 0 ? -delta : delta,
+	      delta < 0 ? "before" : "after",
 	      delta == 3600 || delta == -3600 ? ": daylight saving?" : "");
 	EXPECTED(&f, "the time that the child has noted");
 	fault_report(c, &f);
@@ -204,9 +208,9 @@ static void check_parent_time(struct check *c)
 /* What the child shows is worth something as long as nobody writes to the parent. */
 static int check_absorbed(struct check *c, struct img_err *err)
 {
-	struct img_chain parent = { .n = 1 };
+	struct img_chain parent = {.n = 1};
 	uint8_t now[IMG_SUM_BYTES];
-	struct img_err e = { 0 };
+	struct img_err e = {0};
 	struct img_marker m;
 	struct img_fault f;
 
@@ -220,7 +224,8 @@ static int check_absorbed(struct check *c, struct img_err *err)
 	    img_layer_open(&parent.layer[0], c->link.path, false, true, RAW_MAYBE, &e) < 0)
 		return 0;
 	if (img_identity(&parent, 0, 1, now, err) == 0) {
-		f = fault_make(c, memcmp(now, m.target, 16) == 0 ? F_ABSORBED : F_PARENT_WRITTEN, NOWHERE);
+		f = fault_make(c, memcmp(now, m.target, 16) == 0 ? F_ABSORBED : F_PARENT_WRITTEN,
+			       NOWHERE);
 		FOUND(&f, "merged into %.200s", c->link.path);
 		fault_report(c, &f);
 	}
@@ -290,7 +295,8 @@ static void check_marker(struct check *c, struct img_err *marker_err)
 	}
 	f = fault_make(c, F_MERGE_UNFINISHED, NOWHERE);
 	/* Seen through the child, or when only files are left to be removed, all is well. */
-	if (m.state == IMG_MARKER_MERGED || (c->child_uuid && memcmp(c->child_uuid, m.child_uuid, 16) == 0))
+	if (m.state == IMG_MARKER_MERGED ||
+	    (c->child_uuid && memcmp(c->child_uuid, m.child_uuid, 16) == 0))
 		f.severity = IMG_WARNING;
 	FOUND(&f, "a merge of %.200s", m.leaf);
 	EXPECTED(&f, "the same vhd-merge again, which finishes it");
@@ -299,7 +305,7 @@ static void check_marker(struct check *c, struct img_err *marker_err)
 
 int check_leftovers(struct check *c, struct img_err *err)
 {
-	struct img_err marker_err = { 0 };
+	struct img_err marker_err = {0};
 	struct img_fault f;
 	struct stat st;
 	bool pending;
@@ -309,7 +315,8 @@ int check_leftovers(struct check *c, struct img_err *err)
 		return -1;
 	if (pending) {
 		f = fault_make(c, F_ROLLBACK_PENDING, NOWHERE);
-		EXPECTED(&f, "vhd-check --undo, or the next tool that opens the disk, to put the old bytes back");
+		EXPECTED(&f, "vhd-check --undo, or the next tool that opens the disk, to put the "
+			     "old bytes back");
 		f.mendable = true;
 		fault_report(c, &f);
 	}

@@ -36,7 +36,8 @@ static struct img_fault locator_fault(struct check *c, enum fault_id id, int i, 
 	return f;
 }
 
-static int locator_text_ok(struct check *c, const struct vhd_locator *loc, bool *ok, struct img_err *err)
+static int locator_text_ok(struct check *c, const struct vhd_locator *loc, bool *ok,
+			   struct img_err *err)
 {
 	uint8_t *buf = calloc(1, loc->len + 1);
 	int rc;
@@ -170,7 +171,8 @@ static int load_map(struct check *c, uint64_t len, struct img_err *err)
 
 static int check_map(struct check *c, struct img_err *err)
 {
-	uint64_t off = be64_get(c->batmap_raw + 8), len = (uint64_t)be32_get(c->batmap_raw + 16) * SECTOR, end;
+	uint64_t off = be64_get(c->batmap_raw + 8),
+		 len = (uint64_t)be32_get(c->batmap_raw + 16) * SECTOR, end;
 	/* Twice what the table needs is more than any writer reserves. */
 	uint64_t most = 2 * u64_round_up(((uint64_t)c->header.entries + 7) / 8 + 1, SECTOR);
 	uint32_t sum, odd, want = be32_get(c->batmap_raw + 24);
@@ -199,7 +201,8 @@ int check_batmap(struct check *c, struct img_err *err)
 		return 0;
 	if (io_read_upto(&c->file, c->batmap_raw, SECTOR, at, &got, err) < 0)
 		return -1;
-	c->has_batmap = got == SECTOR && memcmp(c->batmap_raw, "tdbatmap", 8) == 0 && !check_area_at(c, at, at + SECTOR);
+	c->has_batmap = got == SECTOR && memcmp(c->batmap_raw, "tdbatmap", 8) == 0 &&
+			!check_area_at(c, at, at + SECTOR);
 	c->batmap_head = at;
 	if (!c->has_batmap) {
 		if (c->footer.creator_version < 0x00010002)

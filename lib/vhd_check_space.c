@@ -30,7 +30,8 @@ static void scan_buf(struct scan *s, const uint8_t *buf, uint64_t off, size_t n)
 	}
 }
 
-static int scan_data(struct check *c, uint64_t off, uint64_t end, struct scan *s, struct img_err *err)
+static int scan_data(struct check *c, uint64_t off, uint64_t end, struct scan *s,
+		     struct img_err *err)
 {
 	uint8_t *buf = malloc(BUF_LEN);
 	int rc = -1;
@@ -62,7 +63,7 @@ out:
 
 int check_zero(struct check *c, uint64_t off, uint64_t len, bool *zero, struct img_err *err)
 {
-	struct scan s = { .first_only = true };
+	struct scan s = {.first_only = true};
 
 	if (scan_data(c, off, off + len, &s, err) < 0)
 		return -1;
@@ -73,7 +74,7 @@ int check_zero(struct check *c, uint64_t off, uint64_t len, bool *zero, struct i
 /* Something in the gap that could have been a block: a bitmap that is not empty, before data. */
 static int report_orphan(struct check *c, uint64_t at, bool *is, struct img_err *err)
 {
-	struct scan data = { .first_only = true };
+	struct scan data = {.first_only = true};
 	uint8_t bitmap[SECTOR];
 	struct img_fault f;
 	unsigned bits = 0;
@@ -101,7 +102,8 @@ static int report_orphan(struct check *c, uint64_t at, bool *is, struct img_err 
  * A block could begin at the start of the gap, or where its data is aligned. *END: of the last
  * one.
  */
-static int find_orphans(struct check *c, uint64_t from, uint64_t to, uint64_t *end, struct img_err *err)
+static int find_orphans(struct check *c, uint64_t from, uint64_t to, uint64_t *end,
+			struct img_err *err)
 {
 	bool is;
 
@@ -119,10 +121,11 @@ static int find_orphans(struct check *c, uint64_t from, uint64_t to, uint64_t *e
 	return 0;
 }
 
-static int report_gap(struct check *c, uint64_t from, uint64_t to, bool trailing, struct img_err *err)
+static int report_gap(struct check *c, uint64_t from, uint64_t to, bool trailing,
+		      struct img_err *err)
 {
 	struct img_fault f = fault_make(c, trailing ? F_SPACE_TRAILING : F_SPACE_LEAKED, from);
-	struct scan data = { 0 };
+	struct scan data = {0};
 	uint64_t kept = from;
 
 	c->res->leaked += to - from;
@@ -132,7 +135,8 @@ static int report_gap(struct check *c, uint64_t from, uint64_t to, bool trailing
 		f.severity = IMG_WARNING;
 	FOUND(&f, "%" PRIu64 " bytes up to %" PRIu64, to - from, to);
 	if (trailing) {
-		/* Data that may be a lost block is not cut off; unless it is looked for nobody knows. */
+		/* Data that may be a lost block is not cut off; unless it is looked for nobody
+		 * knows. */
 		data.last = from;
 		if (!c->opts->no_bitmaps && scan_data(c, from, to, &data, err) < 0)
 			return -1;

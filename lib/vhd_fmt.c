@@ -23,7 +23,8 @@ static bool footer_sum_ok(const uint8_t buf[VHD_FOOTER_LEN])
 
 	if (sum == be32_get(buf + 64))
 		return true;
-	return memcmp(buf + 28, "tap", 3) == 0 && (version == 0x00000001 || version == 0x00010001) &&
+	return memcmp(buf + 28, "tap", 3) == 0 &&
+	       (version == 0x00000001 || version == 0x00010001) &&
 	       sum + buf[85] == be32_get(buf + 64);
 }
 
@@ -155,7 +156,8 @@ const char *vhd_verdict_str(enum vhd_verdict v)
 	case VHD_NO_COOKIE:
 		return "no signature";
 	case VHD_POISONED:
-		return "signature v_poison: disabled by a resize of XenServer that did not end; run vhd-util revert with its journal";
+		return "signature v_poison: disabled by a resize of XenServer that did not end; "
+		       "run vhd-util revert with its journal";
 	case VHD_BAD_VERSION:
 		return "unknown format version";
 	case VHD_BAD_TYPE:

@@ -56,7 +56,7 @@ struct vhd_header {
 enum vhd_verdict {
 	VHD_OK,
 	VHD_NO_COOKIE,
-	VHD_POISONED,	/* XenServer: disabled on purpose, §18.3 */
+	VHD_POISONED, /* XenServer: disabled on purpose, §18.3 */
 	VHD_BAD_VERSION,
 	VHD_BAD_TYPE,
 	VHD_BAD_CHECKSUM, /* everything else is plausible */

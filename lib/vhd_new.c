@@ -24,9 +24,9 @@ static void fill_footer(struct vhd_footer *f, const struct img_create *o)
 		.creator_version = 0x000a0000,
 		.original_size = o->parent_size ? o->parent_size : o->size,
 		.size = o->size,
-		.type = o->type == IMG_FIXED   ? VHD_FIXED :
-			o->type == IMG_DYNAMIC ? VHD_DYNAMIC :
-						 VHD_DIFFERENCING,
+		.type = o->type == IMG_FIXED	 ? VHD_FIXED
+			: o->type == IMG_DYNAMIC ? VHD_DYNAMIC
+						 : VHD_DIFFERENCING,
 	};
 	memcpy(f->creator_os, "Wi2k", 4);
 	memset(f->creator, ' ', 4);
@@ -45,9 +45,9 @@ static int write_locators(struct img *l, const struct img_create *o, uint64_t *e
 			  struct img_err *err)
 {
 	struct vhd *v = l->state;
-	uint8_t *text[2] = { NULL, NULL };
-	size_t len[2] = { 0, 0 };
-	static const uint32_t codes[2] = { VHD_W2RU, VHD_W2KU };
+	uint8_t *text[2] = {NULL, NULL};
+	size_t len[2] = {0, 0};
+	static const uint32_t codes[2] = {VHD_W2RU, VHD_W2KU};
 	int rc;
 
 	memcpy(v->header.parent_uuid, o->parent_uuid, 16);
@@ -57,8 +57,8 @@ static int write_locators(struct img *l, const struct img_create *o, uint64_t *e
 	for (int i = 0; rc == 0 && i < 2; i++) {
 		struct vhd_locator *loc = &v->header.loc[i];
 
-		*loc = (struct vhd_locator){ codes[i], (uint32_t)u64_round_up(len[i], SECTOR),
-					     (uint32_t)len[i], *end };
+		*loc = (struct vhd_locator){codes[i], (uint32_t)u64_round_up(len[i], SECTOR),
+					    (uint32_t)len[i], *end};
 		rc = io_write(&l->file, text[i], len[i], *end, err);
 		*end += loc->space;
 	}
@@ -104,7 +104,8 @@ static int create_sparse(struct img *l, const struct img_create *o, struct img_e
 	v->end = u64_round_up(end, SECTOR);
 	vhd_header_encode(&v->header, header);
 	if (io_write(&l->file, v->footer_raw, VHD_FOOTER_LEN, 0, err) < 0 ||
-	    io_write(&l->file, header, sizeof(header), HEADER_OFF, err) < 0 || write_bat(l, err) < 0)
+	    io_write(&l->file, header, sizeof(header), HEADER_OFF, err) < 0 ||
+	    write_bat(l, err) < 0)
 		return -1;
 	return vhd_build_begin(l, err);
 }
@@ -157,7 +158,8 @@ static int reopen_sparse(struct img *l, const struct img_create *o, struct img_e
  * What came later goes with the end of the file, and the footer with it. So it is made anew: it may
  * not be there, if the run that was to do this died in between.
  */
-static int recreate_fixed(struct img *l, const struct img_create *o, uint64_t off, struct img_err *err)
+static int recreate_fixed(struct img *l, const struct img_create *o, uint64_t off,
+			  struct img_err *err)
 {
 	struct vhd *v = l->state;
 

@@ -35,7 +35,8 @@ static unsigned free_slot(const struct vhd_header *h)
  * A locator behind all that the file holds: what its old place is worth is just what is in
  * doubt.
  */
-static int mend_locator(struct check *c, uint32_t code, const uint8_t *text, size_t len, struct img_err *err)
+static int mend_locator(struct check *c, uint32_t code, const uint8_t *text, size_t len,
+			struct img_err *err)
 {
 	uint64_t off = u64_round_up(c->mend.end, SECTOR), room = u64_round_up(len, SECTOR);
 	unsigned slot = free_slot(&c->header);
@@ -44,7 +45,7 @@ static int mend_locator(struct check *c, uint32_t code, const uint8_t *text, siz
 	if (!buf)
 		return slot < VHD_LOCATORS ? img_err_errno(err, ENOMEM, "%s", c->file.path) : 0;
 	memcpy(buf, text, len);
-	c->header.loc[slot] = (struct vhd_locator){ code, (uint32_t)room, (uint32_t)len, off };
+	c->header.loc[slot] = (struct vhd_locator){code, (uint32_t)room, (uint32_t)len, off};
 	c->mend.end = off + room;
 	return mend_bytes(c, off, buf, room, err);
 }
@@ -62,7 +63,7 @@ static void drop_locators(struct check *c, bool *url)
 		*url |= loc->code == VHD_MACX;
 		if (check_locator_known(loc->code) || loc->len == 0 || loc->off > c->file_size ||
 		    loc->len > c->file_size - loc->off)
-			*loc = (struct vhd_locator){ 0 };
+			*loc = (struct vhd_locator){0};
 	}
 }
 
@@ -75,8 +76,8 @@ static int mend_link(struct check *c, struct img_err *err)
 	int rc = -1;
 
 	/* A name that a VHD cannot hold is no reason not to mend the rest. */
-	if (vhd_parent_names(c->file.real, c->link.path, &rel, &rel_len, &abs, &abs_len,
-			     name, NULL) < 0)
+	if (vhd_parent_names(c->file.real, c->link.path, &rel, &rel_len, &abs, &abs_len, name,
+			     NULL) < 0)
 		return 0;
 	memcpy(c->header.parent_name, name, sizeof(name));
 	drop_locators(c, &with_url);
@@ -106,9 +107,11 @@ static int place_copies(struct check *c, struct img_err *err)
 		m->end = data + c->header.block_size;
 		if (m->end / SECTOR >= UINT32_MAX)
 			return img_err_set(err, IMG_CANTCREAT,
-					   "%s: no room for another copy of %zu blocks within 2 TiB; nothing was changed",
+					   "%s: no room for another copy of %zu blocks within 2 "
+					   "TiB; nothing was changed",
 					   c->file.path, m->ncopies);
-		if (mend_entry(c, m->copies[i].block, 1, (uint32_t)(m->copies[i].to / SECTOR), err) < 0)
+		if (mend_entry(c, m->copies[i].block, 1, (uint32_t)(m->copies[i].to / SECTOR),
+			       err) < 0)
 			return -1;
 	}
 	return 0;
@@ -180,7 +183,7 @@ struct ranges {
 static void add_range(struct ranges *s, uint64_t off, uint64_t len)
 {
 	if (len)
-		s->r[s->n++] = (struct undo_range){ off, len };
+		s->r[s->n++] = (struct undo_range){off, len};
 }
 
 static int cmp_range(const void *a, const void *b)
@@ -199,7 +202,8 @@ static void merge_ranges(struct ranges *s)
 		uint64_t end = s->r[i].off + s->r[i].len;
 
 		if (n && s->r[i].off <= s->r[n - 1].off + s->r[n - 1].len + MERGE_GAP)
-			s->r[n - 1].len = u64_max(s->r[n - 1].off + s->r[n - 1].len, end) - s->r[n - 1].off;
+			s->r[n - 1].len =
+				u64_max(s->r[n - 1].off + s->r[n - 1].len, end) - s->r[n - 1].off;
 		else
 			s->r[n++] = s->r[i];
 	}
@@ -211,7 +215,7 @@ static int collect(struct check *c, struct ranges *s, struct img_err *err)
 {
 	const struct mend *m = &c->mend;
 
-	*s = (struct ranges){ calloc(m->nentries + m->ncopies + m->nbytes + 8, sizeof(s->r[0])), 0 };
+	*s = (struct ranges){calloc(m->nentries + m->ncopies + m->nbytes + 8, sizeof(s->r[0])), 0};
 	if (!s->r)
 		return img_err_errno(err, ENOMEM, "%s", c->file.path);
 	if (m->footers && !is_fixed(c))
@@ -236,9 +240,9 @@ static int collect(struct check *c, struct ranges *s, struct img_err *err)
 			s->r[i].len = INT64_MAX - s->r[i].off;
 	merge_ranges(s);
 	for (size_t i = 0; i < s->n; i++)
-		c->res->changed += s->r[i].off < c->file_size ?
-					   u64_min(s->r[i].len, c->file_size - s->r[i].off) :
-					   0;
+		c->res->changed += s->r[i].off < c->file_size
+					   ? u64_min(s->r[i].len, c->file_size - s->r[i].off)
+					   : 0;
 	return 0;
 }
 
@@ -253,8 +257,8 @@ static int put_entries(struct check *c, const struct mend_entry *e, struct img_e
 
 		for (uint32_t i = 0; i < n; i++)
 			be32_put(buf + 4 * (size_t)i, e->entry);
-		if (io_write(&c->file, buf, 4 * (size_t)n, c->header.bat_off + ((uint64_t)e->block + done) * 4,
-			     err) < 0)
+		if (io_write(&c->file, buf, 4 * (size_t)n,
+			     c->header.bat_off + ((uint64_t)e->block + done) * 4, err) < 0)
 			return -1;
 		done += n;
 	}
@@ -277,7 +281,8 @@ static int put_footers(struct check *c, struct img_err *err)
 		return 0;
 	if (io_write(&c->file, c->footer_raw, VHD_FOOTER_LEN, m->footer_off, err) < 0)
 		return -1;
-	return c->file.block_device ? 0 : io_truncate(&c->file, m->footer_off + VHD_FOOTER_LEN, err);
+	return c->file.block_device ? 0
+				    : io_truncate(&c->file, m->footer_off + VHD_FOOTER_LEN, err);
 }
 
 static int apply(struct check *c, struct img_err *err)
@@ -285,10 +290,12 @@ static int apply(struct check *c, struct img_err *err)
 	const struct mend *m = &c->mend;
 
 	/* First what is read below, then what is copied from it. */
-	if (m->cut_to > m->cut_from && io_zero(&c->file, m->cut_from, m->cut_to - m->cut_from, err) < 0)
+	if (m->cut_to > m->cut_from &&
+	    io_zero(&c->file, m->cut_from, m->cut_to - m->cut_from, err) < 0)
 		return -1;
 	for (size_t i = 0; i < m->ncopies; i++)
-		if (io_copy(&c->file, m->copies[i].from, &c->file, m->copies[i].to, c->stride, err) < 0)
+		if (io_copy(&c->file, m->copies[i].from, &c->file, m->copies[i].to, c->stride,
+			    err) < 0)
 			return -1;
 	for (size_t i = 0; i < m->nentries; i++)
 		if (put_entries(c, &m->entries[i], err) < 0)
@@ -296,7 +303,8 @@ static int apply(struct check *c, struct img_err *err)
 	for (size_t i = 0; i < m->nbytes; i++)
 		if (io_write(&c->file, m->bytes[i].buf, m->bytes[i].len, m->bytes[i].off, err) < 0)
 			return -1;
-	if (m->header && io_write(&c->file, c->header_raw, VHD_HEADER_LEN, c->footer.data_off, err) < 0)
+	if (m->header &&
+	    io_write(&c->file, c->header_raw, VHD_HEADER_LEN, c->footer.data_off, err) < 0)
 		return -1;
 	return put_footers(c, err);
 }
@@ -325,12 +333,13 @@ static int not_receiving(const char *path, struct img_err *err)
 
 	if (img_receive_state(path, &state, err) < 0)
 		return -1;
-	return state != IMG_RECEIVING ?
-		       0 :
-		       img_err_set(err, IMG_AGAIN,
-				   "%s: a stream is being received onto it; finish that first, or "
-				   "vhd-recv --abort %s",
-				   path, path);
+	return state != IMG_RECEIVING
+		       ? 0
+		       : img_err_set(
+				 err, IMG_AGAIN,
+				 "%s: a stream is being received onto it; finish that first, or "
+				 "vhd-recv --abort %s",
+				 path, path);
 }
 
 /* What an earlier run left half done is put back first. */
@@ -355,7 +364,7 @@ static int settle(struct check *c, const struct img_check *opts, struct img_err 
 
 static int mend_file(struct check *c, const struct img_check *opts, struct img_err *err)
 {
-	struct ranges s = { 0 };
+	struct ranges s = {0};
 	int rc = -1;
 
 	if (c->doubtful)
@@ -394,10 +403,10 @@ static int filter_progress(void *ctx, uint64_t done, uint64_t planned)
 	return x->opts->progress(x->opts->ctx, done, planned);
 }
 
-static int check_again(const char *path, const struct img_check *opts, struct img_check_result *after,
-		       struct img_err *err)
+static int check_again(const char *path, const struct img_check *opts,
+		       struct img_check_result *after, struct img_err *err)
 {
-	struct filter x = { opts, path };
+	struct filter x = {opts, path};
 	struct img_check o = *opts;
 
 	o.fault = parents_only;
@@ -410,12 +419,13 @@ int img_repair(const char *path, const struct img_check *opts, struct img_check_
 	       struct img_check_result *after, struct img_err *err)
 {
 	struct img_check o = *opts;
-	struct check c = { .opts = &o, .res = res };
+	struct check c = {.opts = &o, .res = res};
 	int rc = -1;
 
 	memset(res, 0, sizeof(*res));
 	memset(after, 0, sizeof(*after));
-	o.no_bitmaps = false; /* the batmap is made from them, and data behind the last block is not cut off */
+	o.no_bitmaps = false; /* the batmap is made from them, and data behind the last block is not
+				 cut off */
 	io_init(&c.file);
 	if (io_open(&c.file, path, !opts->dry_run, err) == 0 &&
 	    io_lock(&c.file, opts->dry_run ? IO_LOCK_SHARED : IO_LOCK_EXCLUSIVE, err) == 0 &&

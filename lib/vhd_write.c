@@ -154,16 +154,16 @@ void vhd_pending_free(struct vhd *v)
 /* The part of a request that lies in one block. */
 struct piece {
 	uint32_t block, sec, nsec;
-	uint64_t off, len;  /* within the request: from its start */
-	uint64_t entry;	    /* where the block is; 0: nowhere, and nothing needs to be */
-	bool fresh;	    /* allocated by this request: zeros already */
-	bool shown;	    /* all its sectors were visible before */
+	uint64_t off, len; /* within the request: from its start */
+	uint64_t entry;	   /* where the block is; 0: nowhere, and nothing needs to be */
+	bool fresh;	   /* allocated by this request: zeros already */
+	bool shown;	   /* all its sectors were visible before */
 };
 
 static struct piece first_piece(const struct vhd *v, uint64_t off, uint64_t done, uint64_t len)
 {
 	uint64_t at = off + done, in_block = at % v->block_size;
-	struct piece p = { .block = (uint32_t)(at / v->block_size), .off = done };
+	struct piece p = {.block = (uint32_t)(at / v->block_size), .off = done};
 
 	p.len = u64_min(len - done, v->block_size - in_block);
 	p.sec = (uint32_t)(in_block / SECTOR);
@@ -273,7 +273,8 @@ int vhd_write(struct img *l, const uint8_t *buf, uint64_t off, uint64_t len, str
 	uint64_t done = 0;
 
 	if (l->info.type == IMG_FIXED)
-		return buf ? io_write(&l->file, buf, len, off, err) : io_zero(&l->file, off, len, err);
+		return buf ? io_write(&l->file, buf, len, off, err)
+			   : io_zero(&l->file, off, len, err);
 	if (((struct vhd *)l->state)->build)
 		return vhd_build_write(l, buf, off, len, err);
 	while (done < len)

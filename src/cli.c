@@ -144,7 +144,7 @@ bool cli_rate(const char *s, uint64_t *out)
 	static const struct {
 		const char *suffix;
 		uint64_t bits;
-	} units[] = { { "kbit", 1000 }, { "mbit", 1000000 }, { "gbit", 1000000000 }, { "bit", 1 } };
+	} units[] = {{"kbit", 1000}, {"mbit", 1000000}, {"gbit", 1000000000}, {"bit", 1}};
 	uint64_t n;
 	char *end;
 
@@ -164,7 +164,7 @@ bool cli_rate(const char *s, uint64_t *out)
 
 const char *cli_human(uint64_t bytes, char *buf)
 {
-	static const char *const units[] = { "B", "KiB", "MiB", "GiB", "TiB", "PiB" };
+	static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
 	double v = (double)bytes;
 	unsigned u = 0;
 
@@ -245,14 +245,17 @@ void cli_progress_start(struct cli_progress *p, const struct cli_common *c, cons
 	p->last = p->start;
 }
 
-static void show(struct cli_progress *p, uint64_t done, uint64_t planned, const struct timespec *now)
+static void show(struct cli_progress *p, uint64_t done, uint64_t planned,
+		 const struct timespec *now)
 {
 	double t = seconds(&p->start, now), rate = t > 0 ? (double)done / t : 0;
 	char a[32], b[32], c[32];
 
 	if (p->common->progress_json) {
-		fprintf(stderr, "{\"stage\":\"%s\",\"done\":%" PRIu64 ",\"total\":%" PRIu64
-				",\"seconds\":%.3f,\"rate\":%.0f}\n", p->what, done, planned, t, rate);
+		fprintf(stderr,
+			"{\"stage\":\"%s\",\"done\":%" PRIu64 ",\"total\":%" PRIu64
+			",\"seconds\":%.3f,\"rate\":%.0f}\n",
+			p->what, done, planned, t, rate);
 		return;
 	}
 	fprintf(stderr, "\r%s: %s of %s, %s/s, %.0f s left\033[K", p->what, cli_human(done, a),
@@ -295,7 +298,7 @@ static void on_signal(int sig)
 
 void cli_catch_signals(void)
 {
-	struct sigaction sa = { .sa_handler = on_signal }, old;
+	struct sigaction sa = {.sa_handler = on_signal}, old;
 
 	/* No SA_RESTART: a blocked read of a pipe must return; io.c knows EINTR. */
 	sigaction(SIGINT, &sa, NULL);
@@ -315,8 +318,11 @@ bool cli_interrupted(void)
 /* Length of the UTF-8 character at P, 0 when it is none (overlong, surrogate, cut). */
 static int utf8_len(const unsigned char *p)
 {
-	int n = p[0] < 0x80 ? 1 : p[0] >= 0xc2 && p[0] < 0xe0 ? 2 : p[0] >= 0xe0 && p[0] < 0xf0 ? 3 :
-		p[0] >= 0xf0 && p[0] < 0xf5 ? 4 : 0;
+	int n = p[0] < 0x80		      ? 1
+		: p[0] >= 0xc2 && p[0] < 0xe0 ? 2
+		: p[0] >= 0xe0 && p[0] < 0xf0 ? 3
+		: p[0] >= 0xf0 && p[0] < 0xf5 ? 4
+					      : 0;
 
 	for (int i = 1; i < n; i++)
 		if ((p[i] & 0xc0) != 0x80)

@@ -13,7 +13,14 @@
 #include "img.h"
 
 /* Long options without a short form start here. */
-enum { CLI_LONG = 256, CLI_PARENT_DIR, CLI_PARENT_ANYWHERE, CLI_JSON, CLI_PROGRESS, CLI_TOOL = 300 };
+enum {
+	CLI_LONG = 256,
+	CLI_PARENT_DIR,
+	CLI_PARENT_ANYWHERE,
+	CLI_JSON,
+	CLI_PROGRESS,
+	CLI_TOOL = 300
+};
 
 /*
  * The name, for messages (getopt's too) and --version, and the text of --help. Call first in
@@ -45,15 +52,20 @@ const char *cli_human(uint64_t bytes, char *buf);
  */
 #define CLI_COMMON_SHORT "hqV"
 #define CLI_COMMON_LONG                                                                            \
-	{ "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' },                 \
-	{ "quiet", no_argument, NULL, 'q' }, { "progress", required_argument, NULL, CLI_PROGRESS }
+	{"help", no_argument, NULL, 'h'}, {"version", no_argument, NULL, 'V'},                     \
+		{"quiet", no_argument, NULL, 'q'},                                                 \
+	{                                                                                          \
+		"progress", required_argument, NULL, CLI_PROGRESS                                  \
+	}
 #define CLI_CHAIN_LONG                                                                             \
-	{ "parent-dir", required_argument, NULL, CLI_PARENT_DIR },                                 \
-	{ "parent-anywhere", no_argument, NULL, CLI_PARENT_ANYWHERE }
+	{"parent-dir", required_argument, NULL, CLI_PARENT_DIR},                                   \
+	{                                                                                          \
+		"parent-anywhere", no_argument, NULL, CLI_PARENT_ANYWHERE                          \
+	}
 
 /* The same options in --help; common ones come last. */
 #define CLI_HELP_CHAIN                                                                             \
-	"      --parent-dir=DIR parents may lie below DIR (repeatable; QSM_PARENT_PATH)\n"          \
+	"      --parent-dir=DIR parents may lie below DIR (repeatable; QSM_PARENT_PATH)\n"         \
 	"      --parent-anywhere  parents may lie anywhere\n"
 #define CLI_HELP_COMMON                                                                            \
 	"      --progress=json  progress as JSON lines on stderr\n"                                \
@@ -71,8 +83,8 @@ void cli_common_init(struct cli_common *c);
 bool cli_common(struct cli_common *c, int opt, const char *optarg_);
 
 /*
- * What may be read of a base to know its content sum, although nobody asked for it and a guest may be
- * waiting: an eighth of what the increment has, or 16 MiB.
+ * What may be read of a base to know its content sum, although nobody asked for it and a guest may
+ * be waiting: an eighth of what the increment has, or 16 MiB.
  */
 static inline uint64_t cli_cheap_sum(uint64_t planned)
 {

@@ -128,8 +128,8 @@ bool partial_is_applied(const struct partial *p)
 }
 
 /*
- * What tells a file from all others. The inode of one that is removed soon belongs to another file: with
- * the time of birth, where the system tells it, it does not.
+ * What tells a file from all others. The inode of one that is removed soon belongs to another file:
+ * with the time of birth, where the system tells it, it does not.
  */
 static int file_id(const char *path, uint64_t *id)
 {
@@ -192,8 +192,8 @@ static int append(struct partial *p, uint32_t type, const void *payload, size_t 
 }
 
 /*
- * 1, or 0 at the end of what is whole: what cannot be read is no end. BUF has MAX_RECORD bytes; *CHAIN
- * begins with 0.
+ * 1, or 0 at the end of what is whole: what cannot be read is no end. BUF has MAX_RECORD bytes;
+ * *CHAIN begins with 0.
  */
 static int next(struct partial *p, uint64_t *at, uint64_t *chain, uint32_t *type, uint8_t *buf,
 		size_t *len, struct img_err *err)
@@ -520,8 +520,8 @@ static int unlink_if_there(const char *path, struct img_err *err)
 }
 
 /*
- * Once FILE is half merged it is no disk without the child. The marker beside FILE knows, whatever the
- * log says, or does not say any more.
+ * Once FILE is half merged it is no disk without the child. The marker beside FILE knows, whatever
+ * the log says, or does not say any more.
  */
 static int check_child(const struct partial *p, struct img_err *err)
 {
@@ -534,10 +534,11 @@ static int check_child(const struct partial *p, struct img_err *err)
 		return -1;
 	return state != IMG_RECEIVING_MERGE
 		       ? 0
-		       : img_err_set(err, IMG_DATA,
-				     "%s: all has come and is being merged into it; the command that "
-				     "received it finishes that, or vhd-merge --delete %s",
-				     p->file, p->child);
+		       : img_err_set(
+				 err, IMG_DATA,
+				 "%s: all has come and is being merged into it; the command that "
+				 "received it finishes that, or vhd-merge --delete %s",
+				 p->file, p->child);
 }
 
 /*
@@ -627,8 +628,7 @@ int partial_resume(struct partial *p, struct img_sum *content, struct img_err *e
 	size_t len;
 	int more = 0;
 
-	while (content && at < p->end &&
-	       (more = next(p, &at, &chain, &type, buf, &len, err)) > 0)
+	while (content && at < p->end && (more = next(p, &at, &chain, &type, buf, &len, err)) > 0)
 		if (type == CHUNKS && at <= p->end && !replay(buf, len, &chunk, limit, content))
 			break;
 	if (more < 0)

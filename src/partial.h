@@ -19,10 +19,10 @@ struct partial_head {
 	enum img_type type;
 	uint32_t block_size;
 	uint8_t uuid[16];
-	uint64_t began;	   /* seconds since 1970 */
-	bool onto;	   /* the image is a child of FILE, and will be merged into it */
+	uint64_t began;		     /* seconds since 1970 */
+	bool onto;		     /* the image is a child of FILE, and will be merged into it */
 	uint8_t base[IMG_SUM_BYTES]; /* identity of FILE then */
-	char parent[4096]; /* as the user named it; "" without one */
+	char parent[4096];	     /* as the user named it; "" without one */
 };
 
 enum partial_open {
@@ -34,7 +34,8 @@ enum partial_open {
  * The partial result of FILE, locked: another receiver is waited for up to ten seconds, then
  * IMG_AGAIN.
  */
-int partial_open(struct partial **out, const char *file, enum partial_open how, struct img_err *err);
+int partial_open(struct partial **out, const char *file, enum partial_open how,
+		 struct img_err *err);
 /* Waits for what is under way, unlocks; leaves the files. */
 void partial_close(struct partial *p);
 
@@ -71,7 +72,8 @@ int partial_resume(struct partial *p, struct img_sum *content, struct img_err *e
 /* END of the image at the last mark, for img_create_resume(). */
 uint64_t partial_end(const struct partial *p);
 
-void partial_chunks(struct partial *p, uint64_t first, uint64_t n, const uint8_t sum[IMG_SUM_BYTES]);
+void partial_chunks(struct partial *p, uint64_t first, uint64_t n,
+		    const uint8_t sum[IMG_SUM_BYTES]);
 /* Tells FN what was given to partial_chunks() for the image as it is now complete. */
 void partial_each(struct partial *p,
 		  void (*fn)(void *ctx, uint64_t first, uint64_t n,

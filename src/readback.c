@@ -132,8 +132,8 @@ int readback_difference(const char *path, const struct img_open *opts,
 	if (!s)
 		img_err_errno(err, ENOMEM, "%s", path);
 	else
-		rc = img_sum_first(c, (img_size(c) + IMG_SUM_CHUNK - 1) / IMG_SUM_CHUNK, false, &how, s,
-				   err);
+		rc = img_sum_first(c, (img_size(c) + IMG_SUM_CHUNK - 1) / IMG_SUM_CHUNK, false,
+				   &how, s, err);
 	if (rc == 0)
 		img_sum_final(s, sum);
 	img_sum_free(s);

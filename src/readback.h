@@ -18,8 +18,8 @@ int readback_check(const char *path, const struct img_open *opts, const struct s
 		   struct img_err *err);
 
 /*
- * PATH, a difference, is together with its base the disk that was sent (IMG_DATA: it is not). What is
- * known of the base is not read.
+ * PATH, a difference, is together with its base the disk that was sent (IMG_DATA: it is not). What
+ * is known of the base is not read.
  */
 int readback_difference(const char *path, const struct img_open *opts,
 			const struct stream_totals *totals, struct cli_progress *progress,

@@ -88,8 +88,9 @@ int receipt_check(const char *path, bool force, struct img_err *err)
 		return img_err_set(err, IMG_CANTCREAT, "%s: exists; --force replaces it", path);
 	if (S_ISDIR(st.st_mode))
 		return img_err_set(err, IMG_CANTCREAT, "%s: is a folder", path);
-	rc = is_written_in_place(path) ? !st.st_mode ? 0 : faccessat(AT_FDCWD, path, W_OK, AT_EACCESS)
-				       : check_folder(path);
+	rc = is_written_in_place(path)
+		     ? !st.st_mode ? 0 : faccessat(AT_FDCWD, path, W_OK, AT_EACCESS)
+		     : check_folder(path);
 	if (rc && (errno == ENOENT || errno == ENOTDIR))
 		return img_err_set(err, IMG_CANTCREAT, "%s: cannot create: %s", path,
 				   strerror(errno));

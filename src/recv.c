@@ -244,8 +244,8 @@ static int verify(struct recv *r, struct img_err *err)
 }
 
 /*
- * Asked for; and a difference in any case: it is from what the sums of its base were of, and that base
- * may have changed since. Before it is merged; afterwards nothing can be taken back.
+ * Asked for; and a difference in any case: it is from what the sums of its base were of, and that
+ * base may have changed since. Before it is merged; afterwards nothing can be taken back.
  */
 static bool is_verified(const struct recv *r)
 {
@@ -294,19 +294,19 @@ static int finish(struct recv *r, struct img_err *err)
 	if (r->exists)
 		return recv_there_end(r, err);
 	if (is_verified(r)) {
-		if ((new && img_create_complete(new, err)) || verify(r, err)) {
+		if ((new &&img_create_complete(new, err)) || verify(r, err)) {
 			/* Once it is being merged, the disk opens below it only. */
 			r->worthless = (err->code == IMG_IO || err->code == IMG_DATA) &&
 				       !partial_is_applied(r->partial);
 			return -1;
 		}
 	}
-	if (new && img_create_complete(new, err))
+	if (new &&img_create_complete(new, err))
 		return -1;
 	if (new)
 		sums = take_sums(r);
 	r->new = NULL;
-	if (new && img_create_finish(new, err)) {
+	if (new &&img_create_finish(new, err)) {
 		img_sums_drop(sums);
 		return -1;
 	}

@@ -2,8 +2,8 @@
 /*
  * What vhd-recv does, apart from its command line: a stream becomes a disk, whole or not at all.
  * recv.c takes the stream, recv_base.c looks whether it fits what is here, recv_there.c whether it
- * is what is there already, recv_onto.c changes the disk that is there, recv_manage.c tells or drops
- * what is kept.
+ * is what is there already, recv_onto.c changes the disk that is there, recv_manage.c tells or
+ * drops what is kept.
  */
 #ifndef RECV_H
 #define RECV_H

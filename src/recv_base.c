@@ -54,8 +54,8 @@ static int sum_base(struct recv *r, struct img_sum_result *sum, struct img_err *
 }
 
 /*
- * A UUID does not tell versions of a disk apart. Unasked the content is compared where it is known, or
- * costs little to read.
+ * A UUID does not tell versions of a disk apart. Unasked the content is compared where it is known,
+ * or costs little to read.
  */
 static int check_base_sum(struct recv *r, struct img_err *err)
 {

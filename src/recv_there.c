@@ -22,7 +22,8 @@ int recv_exists(const struct recv *r, struct img_err *err)
 	bool plain = stat(r->file, &st) < 0 || S_ISREG(st.st_mode);
 
 	return img_err_set(err, IMG_CANTCREAT, "%s: exists%s", r->file,
-			   plain ? "; --force replaces it" : " and is no regular file; not replaced");
+			   plain ? "; --force replaces it"
+				 : " and is no regular file; not replaced");
 }
 
 static int differs(const struct recv *r, uint64_t off, struct img_err *err)

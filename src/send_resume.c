@@ -127,8 +127,7 @@ static int sum_sent(struct send *s, struct img_err *err)
 static int prove_same(struct send *s, struct img_err *err)
 {
 	const struct stream_token *t = &s->token;
-	const bool same =
-		t->has_source && !memcmp(t->source, s->begin.source, sizeof(t->source));
+	const bool same = t->has_source && !memcmp(t->source, s->begin.source, sizeof(t->source));
 
 	if (s->against)
 		return same ? 0 : changed(s, "was written to", err);

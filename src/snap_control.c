@@ -69,7 +69,7 @@ static int send_all(struct snap *s, const char *buf, size_t len, struct img_err 
 }
 
 int snap_request(struct snap *s, const char *command, const char *child, json_t **reply,
-		   struct img_err *err)
+		 struct img_err *err)
 {
 	json_t *req = child ? json_pack("{s:s, s:s}", "command", command, "child", child)
 			    : json_pack("{s:s}", "command", command);

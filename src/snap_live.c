@@ -23,7 +23,7 @@ static bool is_socket(const char *path)
 	return stat(path, &st) == 0 && S_ISSOCK(st.st_mode);
 }
 
-/* Both DISK and SOCKET may hold '=': the whole, or what follows the first '=' that leaves a socket. */
+/* Both may hold '=': SOCKET is the whole, or what follows the first '=' that leaves a socket. */
 int snap_add_live(struct snap_job *j, const char *arg, struct img_err *err)
 {
 	const char *eq = is_socket(arg) ? NULL : strchr(arg, '=');

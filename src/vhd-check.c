@@ -18,24 +18,22 @@ static const char help[] =
 	"  -f, --force          with --undo: even if the disk was changed since\n"
 	"      --no-bitmaps     do not look into the blocks, which takes long\n"
 	"      --json           report as one JSON document\n"
-	"      --unlocked       look at a disk that is in use\n"
-	CLI_HELP_CHAIN
-	CLI_HELP_COMMON;
+	"      --unlocked       look at a disk that is in use\n" CLI_HELP_CHAIN CLI_HELP_COMMON;
 
 enum { OPT_CHAIN = CLI_TOOL, OPT_REPAIR, OPT_UNDO, OPT_NO_BITMAPS, OPT_UNLOCKED };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "chain", no_argument, NULL, OPT_CHAIN },
-	{ "repair", no_argument, NULL, OPT_REPAIR },
-	{ "undo", no_argument, NULL, OPT_UNDO },
-	{ "dry-run", no_argument, NULL, 'n' },
-	{ "force", no_argument, NULL, 'f' },
-	{ "no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS },
-	{ "json", no_argument, NULL, CLI_JSON },
-	{ "unlocked", no_argument, NULL, OPT_UNLOCKED },
-	{ NULL, 0, NULL, 0 },
+	{"chain", no_argument, NULL, OPT_CHAIN},
+	{"repair", no_argument, NULL, OPT_REPAIR},
+	{"undo", no_argument, NULL, OPT_UNDO},
+	{"dry-run", no_argument, NULL, 'n'},
+	{"force", no_argument, NULL, 'f'},
+	{"no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS},
+	{"json", no_argument, NULL, CLI_JSON},
+	{"unlocked", no_argument, NULL, OPT_UNLOCKED},
+	{NULL, 0, NULL, 0},
 };
 
 struct job {
@@ -48,7 +46,7 @@ struct job {
 	const char *path;
 };
 
-static const char *const severities[] = { "note", "warning", "error" };
+static const char *const severities[] = {"note", "warning", "error"};
 
 static void json_text(const char *key, const char *value)
 {
@@ -69,7 +67,8 @@ static void json_number(const char *key, uint64_t value, bool known)
 
 static void json_fault(struct job *j, const struct img_fault *f)
 {
-	printf("%s{\"id\":\"%s\",\"severity\":\"%s\"", j->faults++ ? "," : "", f->id, severities[f->severity]);
+	printf("%s{\"id\":\"%s\",\"severity\":\"%s\"", j->faults++ ? "," : "", f->id,
+	       severities[f->severity]);
 	json_text("file", f->path);
 	json_number("offset", f->offset, f->offset != IMG_FAULT_NOWHERE);
 	json_number("block", f->block, f->blocks);
@@ -131,15 +130,16 @@ static int on_progress(void *ctx, uint64_t done, uint64_t planned)
 }
 
 /* What is there in the end decides. */
-static bool is_sound(const struct job *j, const struct img_check_result *r, const struct img_check_result *after)
+static bool is_sound(const struct job *j, const struct img_check_result *r,
+		     const struct img_check_result *after)
 {
 	return (j->repair && !j->check.dry_run ? after : r)->errors == 0;
 }
 
 static void json_counts(const struct img_check_result *r)
 {
-	printf("\"errors\":%" PRIu64 ",\"warnings\":%" PRIu64 ",\"notes\":%" PRIu64, r->errors, r->warnings,
-	       r->notes);
+	printf("\"errors\":%" PRIu64 ",\"warnings\":%" PRIu64 ",\"notes\":%" PRIu64, r->errors,
+	       r->warnings, r->notes);
 }
 
 static void json_end(const struct job *j, const struct img_check_result *r,
@@ -149,7 +149,8 @@ static void json_end(const struct job *j, const struct img_check_result *r,
 	json_counts(r);
 	printf(",\"repairable\":%" PRIu64 ",\"layers\":%u,\"blocks\":%" PRIu64 ",\"used\":%" PRIu64
 	       ",\"leaked\":%" PRIu64 ",\"repaired\":%s",
-	       r->mendable, r->layers, r->blocks, r->used, r->leaked, r->repaired ? "true" : "false");
+	       r->mendable, r->layers, r->blocks, r->used, r->leaked,
+	       r->repaired ? "true" : "false");
 	json_text("undo", r->undo);
 	if (j->repair && !j->check.dry_run) {
 		fputs(",\"after\":{", stdout);
@@ -186,8 +187,8 @@ static void text_end(const struct job *j, const char *path, const struct img_che
 /* The status of one file. */
 static int check(struct job *j, const char *path)
 {
-	struct img_check_result r = { 0 }, after = { 0 };
-	struct img_err err = { 0 };
+	struct img_check_result r = {0}, after = {0};
+	struct img_err err = {0};
 	bool sound;
 	int rc;
 
@@ -200,7 +201,8 @@ static int check(struct job *j, const char *path)
 		fputs(",\"faults\":[", stdout);
 	}
 	cli_progress_start(&j->progress, &j->common, "check");
-	rc = j->repair ? img_repair(path, &j->check, &r, &after, &err) : img_check(path, &j->check, &r, &err);
+	rc = j->repair ? img_repair(path, &j->check, &r, &after, &err)
+		       : img_check(path, &j->check, &r, &err);
 	cli_progress_end(&j->progress, j->looked_at);
 	sound = rc == 0 && is_sound(j, &r, &after);
 	if (j->json)
@@ -217,7 +219,7 @@ static int check(struct job *j, const char *path)
 
 static int undo(struct job *j, const char *path)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (img_undo(path, j->force, &err) < 0)
 		return cli_fail(&err);
@@ -264,7 +266,7 @@ static void parse(int argc, char **argv, struct job *j)
 
 int main(int argc, char **argv)
 {
-	struct job j = { 0 };
+	struct job j = {0};
 	int status = 0;
 
 	cli_init(argv, "vhd-check", help);

@@ -23,9 +23,8 @@ static const char help[] =
 	"      --azure          fixed, with a size that is a multiple of 1 MiB\n"
 	"      --from=raw       SRC is a raw disk\n"
 	"      --pad            fill the last sector of a raw SRC with zeros\n"
-	"  -f, --force          replace DST if it exists, or is a device\n"
-	CLI_HELP_CHAIN
-	CLI_HELP_COMMON;
+	"  -f, --force          replace DST if it exists, or is a device\n" CLI_HELP_CHAIN
+		CLI_HELP_COMMON;
 
 enum { OPT_TYPE = CLI_TOOL, OPT_FROM, OPT_PAD, OPT_AZURE };
 

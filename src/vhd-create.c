@@ -14,19 +14,18 @@ static const char help[] =
 	"      --type=TYPE      dynamic (default) or fixed\n"
 	"      --block-size=N   unit of allocation, default 2M\n"
 	"      --creator=CODE   creator code in the footer, default 'win '\n"
-	"  -f, --force          replace FILE if it exists\n"
-	CLI_HELP_COMMON;
+	"  -f, --force          replace FILE if it exists\n" CLI_HELP_COMMON;
 
 enum { OPT_SIZE = CLI_TOOL, OPT_TYPE, OPT_BLOCK_SIZE, OPT_CREATOR };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
-	{ "size", required_argument, NULL, OPT_SIZE },
-	{ "type", required_argument, NULL, OPT_TYPE },
-	{ "block-size", required_argument, NULL, OPT_BLOCK_SIZE },
-	{ "creator", required_argument, NULL, OPT_CREATOR },
-	{ "force", no_argument, NULL, 'f' },
-	{ NULL, 0, NULL, 0 },
+	{"size", required_argument, NULL, OPT_SIZE},
+	{"type", required_argument, NULL, OPT_TYPE},
+	{"block-size", required_argument, NULL, OPT_BLOCK_SIZE},
+	{"creator", required_argument, NULL, OPT_CREATOR},
+	{"force", no_argument, NULL, 'f'},
+	{NULL, 0, NULL, 0},
 };
 
 static void parse_creator(const char *s, struct img_create *o)
@@ -57,7 +56,8 @@ static void parse(int opt, struct img_create *o)
 		break;
 	case OPT_BLOCK_SIZE:
 		if (!cli_size(optarg, &n) || n == 0 || n > 256u << 20)
-			cli_usage("--block-size: '%s' is not a power of two from 4K to 256M", optarg);
+			cli_usage("--block-size: '%s' is not a power of two from 4K to 256M",
+				  optarg);
 		o->block_size = (uint32_t)n;
 		break;
 	case OPT_CREATOR:
@@ -71,8 +71,8 @@ static void parse(int opt, struct img_create *o)
 
 int main(int argc, char **argv)
 {
-	struct img_create o = { .type = IMG_DYNAMIC };
-	struct img_err err = { 0 };
+	struct img_create o = {.type = IMG_DYNAMIC};
+	struct img_err err = {0};
 	struct cli_common common;
 	int opt;
 

@@ -15,20 +15,18 @@ static const char help[] =
 	"      --chain          every layer from FILE down to the base\n"
 	"      --map            where the content of the disk lies\n"
 	"      --json           as one JSON document\n"
-	"      --unlocked       look at a disk that is in use\n"
-	CLI_HELP_CHAIN
-	CLI_HELP_COMMON;
+	"      --unlocked       look at a disk that is in use\n" CLI_HELP_CHAIN CLI_HELP_COMMON;
 
 enum { OPT_CHAIN = CLI_TOOL, OPT_MAP, OPT_UNLOCKED };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "chain", no_argument, NULL, OPT_CHAIN },
-	{ "map", no_argument, NULL, OPT_MAP },
-	{ "json", no_argument, NULL, CLI_JSON },
-	{ "unlocked", no_argument, NULL, OPT_UNLOCKED },
-	{ NULL, 0, NULL, 0 },
+	{"chain", no_argument, NULL, OPT_CHAIN},
+	{"map", no_argument, NULL, OPT_MAP},
+	{"json", no_argument, NULL, CLI_JSON},
+	{"unlocked", no_argument, NULL, OPT_UNLOCKED},
+	{NULL, 0, NULL, 0},
 };
 
 #define EPOCH 946684800 /* 2000-01-01 UTC, where VHD times begin */
@@ -105,20 +103,22 @@ static void json_layer(const struct job *j, struct img_chain *c, unsigned layer)
 	cli_json_string(stdout, img_layer_path(c, layer));
 	printf(",\"format\":\"%s\",\"type\":\"%s\",\"size\":%" PRIu64 ",\"original_size\":%" PRIu64
 	       ",\"file_size\":%" PRIu64 ",\"allocated\":%" PRIu64 ",\"block_size\":%" PRIu32
-	       ",\"blocks\":%" PRIu32, i->format, img_type_name(i->type), i->size,
-	       i->has_uuid ? i->original_size : i->size, i->file_size, i->allocated, i->block_size, i->blocks);
+	       ",\"blocks\":%" PRIu32,
+	       i->format, img_type_name(i->type), i->size, i->has_uuid ? i->original_size : i->size,
+	       i->file_size, i->allocated, i->block_size, i->blocks);
 	json_or_null("uuid", uuid);
 	json_or_null("creator", i->creator);
 	json_or_null("creator_version", version);
 	json_or_null("created", time_str(i->timestamp, when));
-	printf(",\"geometry\":{\"cylinders\":%u,\"heads\":%u,\"sectors\":%u},\"saved_state\":%s,\"hidden\":%s",
+	printf(",\"geometry\":{\"cylinders\":%u,\"heads\":%u,\"sectors\":%u},\"saved_state\":%s,"
+	       "\"hidden\":%s",
 	       i->cylinders, i->heads, i->sectors, i->saved_state ? "true" : "false",
 	       i->hidden ? "true" : "false");
 	json_parent(c, layer);
 	json_or_null("warning", i->warning);
-	printf(",\"sums_known\":%s", !sums_told(c, layer)	? "null" :
-				       img_sums_known(c, layer) ? "true" :
-								  "false");
+	printf(",\"sums_known\":%s", !sums_told(c, layer)	? "null"
+				     : img_sums_known(c, layer) ? "true"
+								: "false");
 	printf(",\"unlocked\":%s", j->common.open.unlocked ? "true" : "false");
 }
 
@@ -132,25 +132,28 @@ static void text_layer(const struct job *j, struct img_chain *c, unsigned layer)
 	printf("\n  type        %s%s%s\n  size        %" PRIu64 " (%s)\n", raw ? "" : i->format,
 	       raw ? "" : " ", img_type_name(i->type), i->size, cli_human(i->size, size));
 	if (i->has_uuid && i->original_size != i->size)
-		printf("  originally  %" PRIu64 " (%s)\n", i->original_size, cli_human(i->original_size, size));
+		printf("  originally  %" PRIu64 " (%s)\n", i->original_size,
+		       cli_human(i->original_size, size));
 	printf("  file        %" PRIu64 " (%s), %s allocated\n", i->file_size,
 	       cli_human(i->file_size, file_size), cli_human(i->allocated, allocated));
 	if (i->block_size)
-		printf("  blocks      %" PRIu32 " of %" PRIu32 " bytes\n", i->blocks, i->block_size);
+		printf("  blocks      %" PRIu32 " of %" PRIu32 " bytes\n", i->blocks,
+		       i->block_size);
 	if (i->has_uuid) {
 		img_uuid_str(i->uuid, uuid);
 		printf("  uuid        %s\n  creator     %s %u.%u\n", uuid, i->creator,
 		       i->creator_version >> 16, i->creator_version & 0xffff);
 		printf("  created     %s\n  geometry    %u/%u/%u\n",
-		       *time_str(i->timestamp, when) ? when : "unset", i->cylinders, i->heads, i->sectors);
+		       *time_str(i->timestamp, when) ? when : "unset", i->cylinders, i->heads,
+		       i->sectors);
 	}
 	if (i->has_parent) {
 		img_uuid_str(i->parent_uuid, uuid);
 		fputs("  parent      ", stdout);
 		cli_print_text(stdout,
-			       layer + 1 < img_layers(c) ? img_layer_path(c, layer + 1) :
-			       i->parent_name		 ? i->parent_name :
-							   "(unnamed)",
+			       layer + 1 < img_layers(c) ? img_layer_path(c, layer + 1)
+			       : i->parent_name		 ? i->parent_name
+							 : "(unnamed)",
 			       "");
 		printf("\n  parent uuid %s\n", parent_is_raw(i) ? "none: a raw disk" : uuid);
 	}
@@ -174,14 +177,14 @@ static void print_run(const struct job *j, const struct img_run *run, bool first
 	bool data = run->kind == IMG_DATA_RUN;
 
 	if (j->json) {
-		printf("%s{\"offset\":%" PRIu64 ",\"length\":%" PRIu64 ",\"type\":\"%s\"", first ? "" : ",",
-		       run->off, run->len, data ? "data" : "zero");
+		printf("%s{\"offset\":%" PRIu64 ",\"length\":%" PRIu64 ",\"type\":\"%s\"",
+		       first ? "" : ",", run->off, run->len, data ? "data" : "zero");
 		if (data)
 			printf(",\"layer\":%u,\"file_offset\":%" PRIu64, run->layer, run->file_off);
 		putchar('}');
 	} else if (data) {
-		printf("  %12" PRIu64 " %12" PRIu64 " data %u %" PRIu64 "\n", run->off, run->len, run->layer,
-		       run->file_off);
+		printf("  %12" PRIu64 " %12" PRIu64 " data %u %" PRIu64 "\n", run->off, run->len,
+		       run->layer, run->file_off);
 	} else {
 		printf("  %12" PRIu64 " %12" PRIu64 " zero\n", run->off, run->len);
 	}
@@ -193,10 +196,11 @@ static int print_map(const struct job *j, struct img_chain *c, struct img_err *e
 	struct img_run run;
 	int rc = 0;
 
-	fputs(j->json ? ",\"map\":[" : "  map (offset, length, kind, layer, offset in its file)\n", stdout);
+	fputs(j->json ? ",\"map\":[" : "  map (offset, length, kind, layer, offset in its file)\n",
+	      stdout);
 	for (uint64_t off = 0; off < size && rc == 0; off += run.len) {
-		rc = cli_interrupted() ? img_err_set(err, IMG_AGAIN, "interrupted") :
-					 img_map(c, off, size - off, img_layers(c), &run, err);
+		rc = cli_interrupted() ? img_err_set(err, IMG_AGAIN, "interrupted")
+				       : img_map(c, off, size - off, img_layers(c), &run, err);
 		if (rc == 0)
 			print_run(j, &run, off == 0);
 	}
@@ -242,7 +246,7 @@ static int show(struct job *j, const char *path, struct img_err *err)
 
 int main(int argc, char **argv)
 {
-	struct job j = { 0 };
+	struct job j = {0};
 	int opt, status = 0;
 
 	cli_init(argv, "vhd-info", help);
@@ -263,7 +267,7 @@ int main(int argc, char **argv)
 	if (j.json)
 		fputs("{\"version\":1,\"files\":[", stdout);
 	for (; optind < argc; optind++) {
-		struct img_err err = { 0 };
+		struct img_err err = {0};
 
 		if (show(&j, argv[optind], &err) < 0) {
 			int rc = cli_fail(&err);

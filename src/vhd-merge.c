@@ -21,23 +21,21 @@ static const char help[] =
 	"                       to since: what CHILD holds comes back\n"
 	"  -n, --dry-run        check everything, change nothing\n"
 	"  -f, --force          even if a saved state depends on the disk; replace FILE\n"
-	"      --json           report as JSON\n"
-	CLI_HELP_CHAIN
-	CLI_HELP_COMMON;
+	"      --json           report as JSON\n" CLI_HELP_CHAIN CLI_HELP_COMMON;
 
 enum { OPT_DELETE = CLI_TOOL, OPT_TO, OPT_AGAIN };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "to", required_argument, NULL, OPT_TO },
-	{ "output", required_argument, NULL, 'o' },
-	{ "delete", no_argument, NULL, OPT_DELETE },
-	{ "again", no_argument, NULL, OPT_AGAIN },
-	{ "dry-run", no_argument, NULL, 'n' },
-	{ "force", no_argument, NULL, 'f' },
-	{ "json", no_argument, NULL, CLI_JSON },
-	{ NULL, 0, NULL, 0 },
+	{"to", required_argument, NULL, OPT_TO},
+	{"output", required_argument, NULL, 'o'},
+	{"delete", no_argument, NULL, OPT_DELETE},
+	{"again", no_argument, NULL, OPT_AGAIN},
+	{"dry-run", no_argument, NULL, 'n'},
+	{"force", no_argument, NULL, 'f'},
+	{"json", no_argument, NULL, CLI_JSON},
+	{NULL, 0, NULL, 0},
 };
 
 struct job {
@@ -52,7 +50,7 @@ struct job {
 static int flatten(struct job *j, struct img_chain *c, struct img_err *err)
 {
 	unsigned last = j->to ? img_merge_target(c) : img_layers(c) - 1;
-	struct img_err ignored = { 0 };
+	struct img_err ignored = {0};
 
 	if (access(j->output, F_OK) == 0 && img_find_layer(c, j->output, &ignored) >= 0)
 		return img_err_set(err, IMG_USAGE, "%s: is a part of the chain", j->output);
@@ -92,11 +90,12 @@ static void report_json(const struct job *j, const char *parent, const struct im
 	} else {
 		fputs("null", stdout);
 	}
-	printf(",\"dry_run\":%s,\"deleted\":%s,\"already\":%s,\"layers\":%u,\"reparented\":%u,\"bytes\":%" PRIu64
-	       ",\"new_blocks\":%" PRIu64 ",\"growth\":%" PRIu64 ",\"space_free\":%" PRIu64 "}\n",
+	printf(",\"dry_run\":%s,\"deleted\":%s,\"already\":%s,\"layers\":%u,\"reparented\":%u,"
+	       "\"bytes\":%" PRIu64 ",\"new_blocks\":%" PRIu64 ",\"growth\":%" PRIu64
+	       ",\"space_free\":%" PRIu64 "}\n",
 	       j->dry_run ? "true" : "false", j->merge.del && !j->dry_run ? "true" : "false",
-	       s->already ? "true" : "false", s->layers,
-	       s->reparented, s->bytes, s->new_blocks, s->growth, s->space_free);
+	       s->already ? "true" : "false", s->layers, s->reparented, s->bytes, s->new_blocks,
+	       s->growth, s->space_free);
 }
 
 static void report(const struct job *j, const struct img_chain *c)
@@ -124,7 +123,7 @@ static void report(const struct job *j, const struct img_chain *c)
 /* A run that was cut short while it deleted files has left no chain to open. */
 static bool clean_up(struct job *j, struct img_err *err)
 {
-	struct img_err e = { 0 };
+	struct img_err e = {0};
 	bool done = false;
 	char *into = NULL;
 
@@ -149,7 +148,7 @@ static bool clean_up(struct job *j, struct img_err *err)
 static void plan_anyway(struct job *j)
 {
 	struct img_open open = j->common.open;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_chain *c = NULL;
 
 	open.writable = false;
@@ -195,9 +194,9 @@ static void parse(int argc, char **argv, struct job *j)
 
 int main(int argc, char **argv)
 {
-	struct job j = { 0 };
+	struct job j = {0};
 	struct img_chain *c = NULL;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	int status = 0;
 
 	cli_init(argv, "vhd-merge", help);

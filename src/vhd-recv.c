@@ -28,7 +28,8 @@ static const char help[] =
 	"      --onto              FILE is there; what the stream says is changed in it, or "
 	"nothing is\n"
 	"      --verify-base       compare its content sum with the stream's first\n"
-	"      --base-changed      do not compare it at all: it holds an earlier increment already\n"
+	"      --base-changed      do not compare it at all: it holds an earlier increment "
+	"already\n"
 	"      --type=TYPE         keep (the default), dynamic, fixed or raw\n"
 	"      --new-uuid          a copy with an identity of its own; by default the disk keeps "
 	"its\n"
@@ -178,7 +179,8 @@ static void parse(struct recv *r, int argc, char **argv)
 	if (r->verify_base && !r->parent)
 		cli_usage("--verify-base goes with --parent or --onto");
 	if (r->base_changed && (r->verify_base || !r->parent))
-		cli_usage("--base-changed goes with --parent or --onto, and not with --verify-base");
+		cli_usage(
+			"--base-changed goes with --parent or --onto, and not with --verify-base");
 	if (r->parent && r->type != TYPE_KEEP)
 		cli_usage("--type is for whole disks; an increment becomes a differencing disk");
 	if (r->json && r->verb != STATUS)

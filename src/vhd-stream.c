@@ -22,13 +22,13 @@ static const char help[] =
 	"  info    what its first record says of the disk\n"
 	"  verify  read all of it, and check everything that a receiver would\n"
 	"  dump    the same, and print each record\n"
-	"  trim    cut a stream that ends too early behind its last checkpoint, and print the token\n"
+	"  trim    cut a stream that ends too early behind its last checkpoint, and print the "
+	"token\n"
 	"          with which  vhd-send --resume=TOKEN DISK >> STREAM  appends the rest\n"
 	"\n"
 	"      --json           report as JSON\n"
 	"  -f, --force          trim also a stream that is damaged, not only cut\n"
-	"  -n, --dry-run        only say what trim would do\n"
-	CLI_HELP_COMMON;
+	"  -n, --dry-run        only say what trim would do\n" CLI_HELP_COMMON;
 
 enum verb { INFO, VERIFY, DUMP, TRIM };
 
@@ -187,7 +187,8 @@ static void print_info(const struct job *j)
 
 static int print_verified(const struct job *j, struct img_err *err)
 {
-	struct receipt r = {.file = j->path ? j->path : "-", .begin = &j->begin, .totals = &j->totals};
+	struct receipt r = {
+		.file = j->path ? j->path : "-", .begin = &j->begin, .totals = &j->totals};
 	char *text;
 
 	if (!j->json) {
@@ -220,8 +221,8 @@ static void print_token(const struct job *j)
 	t.mark = j->mark;
 	stream_token_put(&t, text);
 	if (j->json)
-		printf("{\"version\":1,\"complete\":false,\"bytes\":%" PRIu64 ",\"removed\":%" PRIu64
-		       ",\"token\":\"%s\"}\n",
+		printf("{\"version\":1,\"complete\":false,\"bytes\":%" PRIu64
+		       ",\"removed\":%" PRIu64 ",\"token\":\"%s\"}\n",
 		       j->mark.wire_bytes, j->size - j->mark.wire_bytes, text);
 	else
 		puts(text);
@@ -259,8 +260,9 @@ static int fail(const struct job *j, const struct img_err *bad, struct img_err *
 {
 	if (!j->path || !j->marked || !j->totals.cut)
 		return img_err_set(err, bad->code, "%s", bad->msg);
-	return img_err_set(err, bad->code, "%s; or go on behind byte %" PRIu64 ": vhd-stream trim %s",
-			   bad->msg, j->mark.wire_bytes, j->path);
+	return img_err_set(err, bad->code,
+			   "%s; or go on behind byte %" PRIu64 ": vhd-stream trim %s", bad->msg,
+			   j->mark.wire_bytes, j->path);
 }
 
 static int open_stream(struct job *j, struct img_err *err)

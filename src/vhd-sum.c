@@ -19,23 +19,22 @@ static const char help[] =
 	"      --blocks         the sum of each MiB of one disk, for vhd-send --against\n"
 	"      --seed=N         of the sums of --blocks, another one for each transfer\n"
 	"      --known          read only what is not known: sums are kept beside the disk\n"
-	"      --keep           print nothing, only read what is not known, where that can be kept\n"
-	"      --json           report as JSON\n"
-	CLI_HELP_CHAIN
-	CLI_HELP_COMMON;
+	"      --keep           print nothing, only read what is not known, where that can be "
+	"kept\n"
+	"      --json           report as JSON\n" CLI_HELP_CHAIN CLI_HELP_COMMON;
 
 enum { OPT_CHECK = CLI_TOOL, OPT_BLOCKS, OPT_SEED, OPT_KNOWN, OPT_KEEP };
 
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "check", required_argument, NULL, OPT_CHECK },
-	{ "blocks", no_argument, NULL, OPT_BLOCKS },
-	{ "seed", required_argument, NULL, OPT_SEED },
-	{ "known", no_argument, NULL, OPT_KNOWN },
-	{ "keep", no_argument, NULL, OPT_KEEP },
-	{ "json", no_argument, NULL, CLI_JSON },
-	{ NULL, 0, NULL, 0 },
+	{"check", required_argument, NULL, OPT_CHECK},
+	{"blocks", no_argument, NULL, OPT_BLOCKS},
+	{"seed", required_argument, NULL, OPT_SEED},
+	{"known", no_argument, NULL, OPT_KNOWN},
+	{"keep", no_argument, NULL, OPT_KEEP},
+	{"json", no_argument, NULL, CLI_JSON},
+	{NULL, 0, NULL, 0},
 };
 
 struct job {
@@ -79,10 +78,8 @@ static int sum_disk(struct job *j, const char *path, uint64_t *size, struct img_
 		    struct img_err *err)
 {
 	struct cli_progress progress;
-	const struct img_sum_how how = {.known = j->known,
-					.keep = j->keep,
-					.progress = cli_progress,
-					.ctx = &progress};
+	const struct img_sum_how how = {
+		.known = j->known, .keep = j->keep, .progress = cli_progress, .ctx = &progress};
 	struct img_chain *c;
 	int rc;
 
@@ -103,7 +100,8 @@ static void tell_read(const struct job *j, const char *path, const struct img_su
 	char human[32];
 
 	if (j->known && !j->common.quiet && !j->json)
-		cli_warn("%s: %s of it were read, the rest is known", path, cli_human(r->read, human));
+		cli_warn("%s: %s of it were read, the rest is known", path,
+			 cli_human(r->read, human));
 }
 
 /* Runs of equal chunks, which are mostly zeros, take one line. */
@@ -139,7 +137,7 @@ static int sum_blocks(struct job *j, const char *path, struct img_err *err)
 {
 	char uuid[IMG_UUID_STR] = "-";
 	struct cli_progress progress;
-	struct blocks blocks = { .n = 0 };
+	struct blocks blocks = {.n = 0};
 	const struct img_sum_how how = {.known = j->known,
 					.seed = j->seed,
 					.progress = cli_progress,
@@ -170,7 +168,7 @@ static int sum_blocks(struct job *j, const char *path, struct img_err *err)
 
 static void do_blocks(struct job *j, const char *path)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 
 	if (sum_blocks(j, path, &err) < 0)
 		j->status = cli_fail(&err);
@@ -214,7 +212,7 @@ static void print_result(struct job *j, const char *path, uint64_t size,
 
 static void do_disk(struct job *j, const char *path, const char *want)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct img_sum_result r;
 	uint64_t size;
 	int status = 0;
@@ -283,7 +281,7 @@ static void do_check(struct job *j)
 
 int main(int argc, char **argv)
 {
-	struct job j = { 0 };
+	struct job j = {0};
 	int opt;
 
 	cli_init(argv, "vhd-sum", help);

@@ -61,7 +61,7 @@ static int ask(const struct exporter *ex, const char **argv, char **out, size_t 
 
 static int ask_status(struct exporter *ex, struct img_err *err)
 {
-	const char *argv[] = { NULL, "status", "--json", "--quiet", "--", ex->name, NULL };
+	const char *argv[] = {NULL, "status", "--json", "--quiet", "--", ex->name, NULL};
 	json_error_t je;
 	char *out;
 	size_t len;
@@ -70,7 +70,8 @@ static int ask_status(struct exporter *ex, struct img_err *err)
 		return -1;
 	ex->status = json_loadb(out, len, 0, &je);
 	free(out);
-	if (!json_is_object(ex->status) || json_integer_value(json_object_get(ex->status, "version")) != 1)
+	if (!json_is_object(ex->status) ||
+	    json_integer_value(json_object_get(ex->status, "version")) != 1)
 		return img_err_set(err, IMG_PROTO, "hv-%s status: not the JSON that was expected",
 				   ex->hypervisor);
 	return 0;
@@ -78,7 +79,7 @@ static int ask_status(struct exporter *ex, struct img_err *err)
 
 static int ask_domain(struct exporter *ex, struct img_err *err)
 {
-	const char *argv[] = { NULL, "dumpxml", "--leaves", "--", ex->name, NULL };
+	const char *argv[] = {NULL, "dumpxml", "--leaves", "--", ex->name, NULL};
 	char *out;
 	size_t len;
 	int ret;
@@ -100,9 +101,9 @@ static void allow_parents(struct exporter *ex)
 
 	for (i = 0; i < n; i++)
 		dirs[i] = open->parent_dirs[i];
-	json_array_foreach(json_object_get(ex->status, "parent_dirs"), i, dir)
-		if (n < 64 && json_is_string(dir))
-			dirs[n++] = json_string_value(dir);
+	json_array_foreach(json_object_get(ex->status, "parent_dirs"), i,
+			   dir) if (n < 64 && json_is_string(dir)) dirs[n++] =
+		json_string_value(dir);
 	ex->common.open.parent_dirs = dirs;
 	ex->common.open.nparent_dirs = n;
 }
@@ -111,7 +112,7 @@ static void allow_parents(struct exporter *ex)
 
 static bool is_secret(const xmlNode *n)
 {
-	static const char *const names[] = { "secret", "auth", "launchSecurity", "commandline" };
+	static const char *const names[] = {"secret", "auth", "launchSecurity", "commandline"};
 
 	for (size_t i = 0; i < sizeof names / sizeof *names; i++)
 		if (!strcmp((const char *)n->name, names[i]))
@@ -222,9 +223,8 @@ static int add_disks(const struct exporter *ex, xmlNode *root, struct img_err *e
 
 	if (!disks)
 		return -1;
-	json_array_foreach(json_object_get(ex->status, "disks"), i, record)
-		if (add_disk(ex, disks, record, err) < 0)
-			return -1;
+	json_array_foreach(json_object_get(ex->status, "disks"), i,
+			   record) if (add_disk(ex, disks, record, err) < 0) return -1;
 	return 0;
 }
 
@@ -332,15 +332,15 @@ static int export_vm(struct exporter *ex, struct img_err *err)
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "hypervisor", required_argument, NULL, OPT_HYPERVISOR },
-	{ "secrets", no_argument, NULL, OPT_SECRETS },
-	{ NULL, 0, NULL, 0 },
+	{"hypervisor", required_argument, NULL, OPT_HYPERVISOR},
+	{"secrets", no_argument, NULL, OPT_SECRETS},
+	{NULL, 0, NULL, 0},
 };
 
 int main(int argc, char **argv)
 {
-	struct exporter ex = { .hypervisor = "qemu" };
-	struct img_err err = { 0 };
+	struct exporter ex = {.hypervisor = "qemu"};
+	struct img_err err = {0};
 	int opt, status;
 
 	cli_init(argv, "vm-export", help);

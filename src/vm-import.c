@@ -143,8 +143,7 @@ static int map_disks(struct import *im, struct img_err *err)
 					or_none(d->source), d->target);
 			continue;
 		}
-		if (absolute(file, path, sizeof path, err) < 0 ||
-		    vm_set_source(d, path, err) < 0)
+		if (absolute(file, path, sizeof path, err) < 0 || vm_set_source(d, path, err) < 0)
 			return -1;
 	}
 	return 0;
@@ -201,7 +200,8 @@ static int map_boot_file(struct import *im, const char *what, const char *file, 
 			blocker(im, "%s %s: %s; --%s=FILE names another", what, named,
 				strerror(errno), what);
 		else if (!S_ISREG(st.st_mode) || !(st.st_mode & S_IROTH))
-			blocker(im, "%s %s: not a file that everybody may read; --%s=FILE allows it",
+			blocker(im,
+				"%s %s: not a file that everybody may read; --%s=FILE allows it",
 				what, named, what);
 	}
 	free(named);
@@ -312,7 +312,7 @@ static void check_disks(struct import *im)
 	for (size_t i = 0; i < im->vm.ndisks; i++) {
 		const struct vm_disk *d = &im->vm.disks[i];
 		struct img_chain *c = NULL;
-		struct img_err err = { 0 };
+		struct img_err err = {0};
 
 		if (!mapped(im->disks, im->ndisks, d->target))
 			continue;
@@ -327,7 +327,7 @@ static void check_disks(struct import *im)
 /* The adapter names one blocker a line. */
 static int check_host(struct import *im, const char *xml, size_t len, struct img_err *err)
 {
-	const char *argv[] = { NULL, "check-host", NULL };
+	const char *argv[] = {NULL, "check-host", NULL};
 	char *out = NULL, *line, *rest;
 	size_t outlen;
 	int status;
@@ -368,8 +368,7 @@ static int refuse(const struct import *im)
 	size_t i;
 	json_t *b;
 
-	json_array_foreach(im->blockers, i, b)
-		cli_warn("%s", json_string_value(b));
+	json_array_foreach(im->blockers, i, b) cli_warn("%s", json_string_value(b));
 	if (im->json)
 		print_result(im);
 	return IMG_PREFLIGHT;
@@ -400,7 +399,7 @@ static void warn_saved(const struct import *im)
 
 static int define(struct import *im, const char *xml, size_t len, struct img_err *err)
 {
-	const char *argv[8] = { NULL, "define" }; /* it says what it has defined */
+	const char *argv[8] = {NULL, "define"}; /* it says what it has defined */
 	char pending[256];
 	size_t n = 2;
 	int status;
@@ -516,21 +515,21 @@ static const char *need_word(const char *what, const char *arg)
 static const struct option options[] = {
 	CLI_COMMON_LONG,
 	CLI_CHAIN_LONG,
-	{ "disk", required_argument, NULL, OPT_DISK },
-	{ "network", required_argument, NULL, OPT_NETWORK },
-	{ "kernel", required_argument, NULL, OPT_KERNEL },
-	{ "initrd", required_argument, NULL, OPT_INITRD },
-	{ "name", required_argument, NULL, OPT_NAME },
-	{ "keep-uuid", no_argument, NULL, OPT_KEEP_UUID },
-	{ "new-uuid", no_argument, NULL, OPT_NEW_UUID },
-	{ "machine", required_argument, NULL, OPT_MACHINE },
-	{ "hypervisor", required_argument, NULL, OPT_HYPERVISOR },
-	{ "pending", required_argument, NULL, OPT_PENDING },
-	{ "check", no_argument, NULL, 'n' },
-	{ "dry-run", no_argument, NULL, 'n' },
-	{ "print", optional_argument, NULL, OPT_PRINT },
-	{ "json", no_argument, NULL, CLI_JSON },
-	{ NULL, 0, NULL, 0 },
+	{"disk", required_argument, NULL, OPT_DISK},
+	{"network", required_argument, NULL, OPT_NETWORK},
+	{"kernel", required_argument, NULL, OPT_KERNEL},
+	{"initrd", required_argument, NULL, OPT_INITRD},
+	{"name", required_argument, NULL, OPT_NAME},
+	{"keep-uuid", no_argument, NULL, OPT_KEEP_UUID},
+	{"new-uuid", no_argument, NULL, OPT_NEW_UUID},
+	{"machine", required_argument, NULL, OPT_MACHINE},
+	{"hypervisor", required_argument, NULL, OPT_HYPERVISOR},
+	{"pending", required_argument, NULL, OPT_PENDING},
+	{"check", no_argument, NULL, 'n'},
+	{"dry-run", no_argument, NULL, 'n'},
+	{"print", optional_argument, NULL, OPT_PRINT},
+	{"json", no_argument, NULL, CLI_JSON},
+	{NULL, 0, NULL, 0},
 };
 
 static void parse_option(struct import *im, int opt)
@@ -585,7 +584,7 @@ static void parse_option(struct import *im, int opt)
 int main(int argc, char **argv)
 {
 	static struct import im;
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	int opt, status;
 
 	cli_init(argv, "vm-import", help);

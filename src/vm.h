@@ -17,7 +17,7 @@
 #include "err.h"
 
 #define VM_NS "urn:qsm-tools:vm:1"
-#define VM_DOC_MAX (4u << 20)	 /* bytes of a document */
+#define VM_DOC_MAX (4u << 20)	  /* bytes of a document */
 #define VM_OUTPUT_MAX (16u << 20) /* bytes an adapter may print */
 #define VM_MAX_DEVICES 256
 /* What a domain that does not say gets. */
@@ -46,7 +46,7 @@ struct vm_nic {
 struct vm_doc {
 	xmlDoc *doc;
 	xmlNode *domain;
-	xmlNode *wrapper; /* <qsm-vm>, NULL for a plain domain */
+	xmlNode *wrapper;  /* <qsm-vm>, NULL for a plain domain */
 	char *name, *uuid; /* NULL: none given */
 	struct vm_disk *disks;
 	size_t ndisks;
@@ -57,8 +57,7 @@ struct vm_doc {
 /* -- vm.c: the document -- */
 
 /* Parses a document without network, DTD or entities, and decodes what vm_doc names. */
-int vm_parse(struct vm_doc *vm, const char *buf, size_t len, const char *what,
-	     struct img_err *err);
+int vm_parse(struct vm_doc *vm, const char *buf, size_t len, const char *what, struct img_err *err);
 /* Decodes again after a change of the tree. */
 int vm_decode(struct vm_doc *vm, struct img_err *err);
 void vm_free(struct vm_doc *vm);

@@ -67,7 +67,7 @@ bool vm_hypervisor_ok(const char *hypervisor)
 /* DIR/hv-H of the first folder that has it: ours, ../libexec/qsm-tools, the folders of PATH. */
 static int find_adapter(const char *hypervisor, char *buf, size_t size, struct img_err *err)
 {
-	static const char *const below[] = { "", "/../libexec/qsm-tools" };
+	static const char *const below[] = {"", "/../libexec/qsm-tools"};
 	const char *path = getenv("PATH");
 	char self[4096];
 	ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
@@ -76,7 +76,8 @@ static int find_adapter(const char *hypervisor, char *buf, size_t size, struct i
 	self[n > 0 ? n : 0] = '\0';
 	slash = strrchr(self, '/');
 	for (size_t i = 0; slash && i < sizeof below / sizeof *below; i++) {
-		snprintf(buf, size, "%.*s%s/hv-%s", (int)(slash - self), self, below[i], hypervisor);
+		snprintf(buf, size, "%.*s%s/hv-%s", (int)(slash - self), self, below[i],
+			 hypervisor);
 		if (access(buf, X_OK) == 0)
 			return 0;
 	}
@@ -124,8 +125,7 @@ static int wait_for(pid_t pid, const char *file, int *status, struct img_err *er
 		if (errno != EINTR)
 			return img_err_errno(err, errno, "%s: lost", file);
 	if (!WIFEXITED(ws))
-		return img_err_set(err, IMG_UNAVAIL, "%s: killed by signal %d", file,
-				   WTERMSIG(ws));
+		return img_err_set(err, IMG_UNAVAIL, "%s: killed by signal %d", file, WTERMSIG(ws));
 	*status = WEXITSTATUS(ws);
 	return 0;
 }
@@ -147,7 +147,7 @@ int vm_adapter(const char *hypervisor, const char **argv, const void *in, size_t
 	       size_t *outlen, int *status, struct img_err *err)
 {
 	char file[4400];
-	int fds[2] = { -1, -1 }, ret = -1;
+	int fds[2] = {-1, -1}, ret = -1;
 	FILE *f = NULL;
 	pid_t pid;
 

@@ -14,10 +14,10 @@ static int memory_bytes(const xmlNode *node, uint64_t *out, struct img_err *err)
 	static const struct {
 		const char *unit;
 		uint64_t factor;
-	} units[] = { { "b", 1 },	   { "bytes", 1 },     { "KB", 1000 },	     { "k", 1024 },
-		      { "KiB", 1024 },	   { "MB", 1000000 },  { "M", 1 << 20 },     { "MiB", 1 << 20 },
-		      { "GB", 1000000000 }, { "G", 1 << 30 },  { "GiB", 1 << 30 },
-		      { "T", 1ull << 40 }, { "TiB", 1ull << 40 } };
+	} units[] = {{"b", 1},		 {"bytes", 1},	  {"KB", 1000},	    {"k", 1024},
+		     {"KiB", 1024},	 {"MB", 1000000}, {"M", 1 << 20},   {"MiB", 1 << 20},
+		     {"GB", 1000000000}, {"G", 1 << 30},  {"GiB", 1 << 30}, {"T", 1ull << 40},
+		     {"TiB", 1ull << 40}};
 	char *text = vm_text(node), *unit = vm_attr(node, "unit");
 	uint64_t n = 0, factor = unit ? 0 : 1024;
 	int ret = 0;
@@ -119,8 +119,8 @@ static json_t *nics_json(const struct vm_doc *vm)
 /* Devices that carry state or identity of the host they are on. */
 static json_t *unmovable_json(const struct vm_doc *vm)
 {
-	static const char *const kinds[] = { "hostdev", "redirdev", "tpm", "shmem", "filesystem",
-					     "smartcard", "nvram", "vsock" };
+	static const char *const kinds[] = {"hostdev",	  "redirdev",  "tpm",	"shmem",
+					    "filesystem", "smartcard", "nvram", "vsock"};
 	const xmlNode *devices = vm_child(vm->domain, "devices"), *os = vm_child(vm->domain, "os");
 	json_t *a = json_array();
 
@@ -193,7 +193,8 @@ json_t *vm_json(const struct vm_doc *vm, struct img_err *err)
 	if (memory_bytes(vm_child(vm->domain, "memory"), &memory, err) < 0 ||
 	    machine_json(vm, o, err) < 0 || cpu_model(vm, cpu, sizeof cpu, err) < 0)
 		goto bad;
-	if (vcpu && (vm_number(vcpu + strspn(vcpu, " \t\r\n"), &cpus) < 0 || cpus < 1 || cpus > 4096)) {
+	if (vcpu &&
+	    (vm_number(vcpu + strspn(vcpu, " \t\r\n"), &cpus) < 0 || cpus < 1 || cpus > 4096)) {
 		img_err_set(err, IMG_DATA, "<vcpu>%s: not a number from 1 to 4096", vcpu);
 		goto bad;
 	}

@@ -149,3 +149,9 @@ options_of_page_are_in_help() {
 		head -n 1 "$f" | grep -q 'SPDX-License-Identifier: BSD-2-Clause' || fail "$f"
 	done
 }
+
+@test "C sources are laid out as .clang-format says" {
+	command -v clang-format >/dev/null || skip "needs clang-format"
+	cd "$top"
+	find lib src plugin tests -name '*.[ch]' -exec clang-format --dry-run -Werror {} +
+}

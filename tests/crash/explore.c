@@ -506,8 +506,7 @@ static bool explore(struct job *j, const struct op *op, const struct arguments *
 	       "%lu of a second crash) of %lu scenarios, finished %lu times, "
 	       "%lu kept sums believed, %.1f s\n",
 	       op->name, states(), count.prefixes, count.subsets, count.faults, count.kills,
-	       count.twice, count.scenarios, count.again, kept_believed,
-	       seconds_now() - began);
+	       count.twice, count.scenarios, count.again, kept_believed, seconds_now() - began);
 	fflush(stdout);
 	return true;
 }

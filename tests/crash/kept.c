@@ -126,8 +126,8 @@ static bool holds(struct world *w, const char *name)
 	kept_believed += s && !read;
 	img_sum_free(s);
 	img_close(c);
-	return ok || wrong(w, "%s: the sums that are kept say %s, but it reads %s", name, known,
-			   content);
+	return ok ||
+	       wrong(w, "%s: the sums that are kept say %s, but it reads %s", name, known, content);
 }
 
 /* What was removed may come back then, as in record.c's unlink(). */

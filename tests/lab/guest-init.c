@@ -3,13 +3,17 @@
  * /init of the test guest: a whole operating system in one static program.
  *
  * It writes numbered, checksummed records to one disk and files to another, and says on the serial
- * console what it was told is safe. tests/lab/guestcheck reads the disks and the console afterwards;
- * the record layout and the order of the slots below are its contract and stand in both files.
+ * console what it was told is safe. tests/lab/guestcheck reads the disks and the console
+ * afterwards; the record layout and the order of the slots below are its contract and stand in both
+ * files.
  *
  * Kernel command line:
- *   qsm.rec=vda     disk of the records ("-": none)       qsm.rate=200    records a second, 0: as fast as it goes
- *   qsm.fs=vdb      disk of the file system ("-": none)    qsm.files=20    files a second
- *   qsm.count=0     power off after so many records        qsm.ip=10.0.2.15/24  address of the first NIC
+ *   qsm.rec=vda           disk of the records ("-": none)
+ *   qsm.rate=200          records a second, 0: as fast as it goes
+ *   qsm.count=0           power off after so many records
+ *   qsm.fs=vdb            disk of the file system ("-": none)
+ *   qsm.files=20          files a second
+ *   qsm.ip=10.0.2.15/24   address of the first NIC
  *
  * Console, one write(2) a line:
  *   BOOT id                    once at start
@@ -171,8 +175,8 @@ static uint32_t crc32_of(const uint8_t *p, size_t len)
 }
 
 /*
- * A record: "QSMREC1\n", sequence, index (slot, or number within a file), uptime in us (8 bytes each,
- * little-endian), boot id (36), pseudo-random bytes, CRC-32 of all before it in the last 4.
+ * A record: "QSMREC1\n", sequence, index (slot, or number within a file), uptime in us (8 bytes
+ * each, little-endian), boot id (36), pseudo-random bytes, CRC-32 of all before it in the last 4.
  */
 static void record_fill(uint8_t *rec, uint64_t seq, uint64_t index)
 {
@@ -299,8 +303,9 @@ static int write_records(const struct options *opt)
 			return 1;
 		}
 		int64_t end = now_us();
-		say("ACK %llu %lld.%06lld %lld", (unsigned long long)seq, (long long)(end / 1000000),
-		    (long long)(end % 1000000), (long long)(end - began));
+		say("ACK %llu %lld.%06lld %lld", (unsigned long long)seq,
+		    (long long)(end / 1000000), (long long)(end % 1000000),
+		    (long long)(end - began));
 		if (++acks == opt->count)
 			break;
 		pace(&next, opt->rate);
@@ -452,7 +457,7 @@ static int use_network(const struct options *opt)
 
 /* ---- pid 1 ---------------------------------------------------------------------------------- */
 
-/* Order does not matter: a module whose needs are not loaded yet is tried again in the next pass. */
+/* Order does not matter: a module that needs others is tried again in the next pass. */
 static void load_modules(void)
 {
 	for (int pass = 0, progress = 1; pass < 8 && progress; pass++) {
@@ -503,14 +508,16 @@ static void options_read(struct options *opt)
 		char *text;
 		unsigned long *number;
 	} known[] = {
-		{"qsm.rec", opt->rec, NULL},	{"qsm.fs", opt->fs, NULL},
-		{"qsm.ip", opt->ip, NULL},	{"qsm.rate", NULL, &opt->rate},
+		{"qsm.rec", opt->rec, NULL},	  {"qsm.fs", opt->fs, NULL},
+		{"qsm.ip", opt->ip, NULL},	  {"qsm.rate", NULL, &opt->rate},
 		{"qsm.files", NULL, &opt->files}, {"qsm.count", NULL, &opt->count},
 	};
 
-	*opt = (struct options){.rec = "vda", .fs = "vdb", .ip = "10.0.2.15/24", .rate = 200, .files = 20};
+	*opt = (struct options){
+		.rec = "vda", .fs = "vdb", .ip = "10.0.2.15/24", .rate = 200, .files = 20};
 	read_text("/proc/cmdline", line, sizeof(line));
-	for (char *save = NULL, *w = strtok_r(line, " ", &save); w; w = strtok_r(NULL, " ", &save)) {
+	for (char *save = NULL, *w = strtok_r(line, " ", &save); w;
+	     w = strtok_r(NULL, " ", &save)) {
 		char *value = strchr(w, '=');
 
 		if (!value)
@@ -640,7 +647,8 @@ int main(void)
 		int status;
 		int64_t now = now_us();
 
-		say("ALIVE %s %lld.%06lld", boot_id, (long long)(now / 1000000), (long long)(now % 1000000));
+		say("ALIVE %s %lld.%06lld", boot_id, (long long)(now / 1000000),
+		    (long long)(now % 1000000));
 		poll(buttons, nbuttons, 1000);
 		for (int i = 0; i < nbuttons; i++)
 			if (button_pressed(buttons[i].fd))

@@ -50,7 +50,7 @@ char *realpath(const char *path, char *out)
 	return NEXT(realpath)(path, out);
 }
 
-#define OPEN(name)                                                                                \
+#define OPEN(name)                                                                                 \
 	int name(const char *path, int flags, ...)                                                 \
 	{                                                                                          \
 		va_list ap;                                                                        \
@@ -65,7 +65,7 @@ char *realpath(const char *path, char *out)
 OPEN(open)
 OPEN(open64)
 
-#define OPENAT(name)                                                                              \
+#define OPENAT(name)                                                                               \
 	int name(int dir, const char *path, int flags, ...)                                        \
 	{                                                                                          \
 		va_list ap;                                                                        \
@@ -80,7 +80,7 @@ OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
 
-#define STAT(name, type)                                                                          \
+#define STAT(name, type)                                                                           \
 	int name(const char *path, struct type *st)                                                \
 	{                                                                                          \
 		settle(false);                                                                     \

@@ -58,7 +58,7 @@ static void *next_symbol(const char *name)
 /* One writev with O_APPEND: events of several threads and processes do not mix. */
 static void emit(struct event *e, const struct stat *st, const void *data, size_t len)
 {
-	struct iovec v[2] = { { e, sizeof(*e) }, { (void *)data, len } };
+	struct iovec v[2] = {{e, sizeof(*e)}, {(void *)data, len}};
 	int saved = errno;
 
 	if (log_fd < 0)
@@ -79,7 +79,7 @@ static int file_of(int fd, struct stat *st)
 
 static ssize_t record_pwrite(int fd, const void *buf, size_t len, off_t off)
 {
-	struct event e = { .op = OP_WRITE, .off = (uint64_t)off, .begin = now() };
+	struct event e = {.op = OP_WRITE, .off = (uint64_t)off, .begin = now()};
 	ssize_t n = NEXT(pwrite64)(fd, buf, len, off);
 	struct stat st;
 
@@ -100,7 +100,7 @@ ssize_t pwrite64(int fd, const void *buf, size_t len, off64_t off)
 
 static int record_truncate(int fd, off_t size)
 {
-	struct event e = { .op = OP_TRUNCATE, .size = (uint64_t)size, .begin = now() };
+	struct event e = {.op = OP_TRUNCATE, .size = (uint64_t)size, .begin = now()};
 	int r = NEXT(ftruncate64)(fd, size);
 	struct stat st;
 
@@ -122,8 +122,8 @@ int ftruncate64(int fd, off64_t size)
 /* Only what the library uses can be recorded; anything else would be a hole in the recording. */
 static int record_fallocate(int fd, int mode, off_t off, off_t len)
 {
-	struct event e = { .op = OP_PUNCH, .off = (uint64_t)off, .size = (uint64_t)len,
-			   .begin = now() };
+	struct event e = {
+		.op = OP_PUNCH, .off = (uint64_t)off, .size = (uint64_t)len, .begin = now()};
 	struct stat st;
 	int r;
 
@@ -159,7 +159,7 @@ ssize_t copy_file_range(int in, off64_t *in_off, int out, off64_t *out_off, size
 
 static int record_sync(int (*sync_)(int), int fd)
 {
-	struct event e = { .op = OP_SYNC, .begin = now() };
+	struct event e = {.op = OP_SYNC, .begin = now()};
 	int r = sync_(fd);
 	struct stat st;
 
@@ -181,7 +181,7 @@ int fdatasync(int fd)
 /* DATA: target, NUL, path */
 int symlink(const char *target, const char *path)
 {
-	struct event e = { .op = OP_SYMLINK, .begin = now() };
+	struct event e = {.op = OP_SYMLINK, .begin = now()};
 	int r = NEXT(symlink)(target, path);
 	struct stat st;
 	char *both;
@@ -209,7 +209,7 @@ static void emit_rename(struct event *e, const char *from, const char *to)
 
 int rename(const char *from, const char *to)
 {
-	struct event e = { .op = OP_RENAME, .begin = now() };
+	struct event e = {.op = OP_RENAME, .begin = now()};
 	int r = NEXT(rename)(from, to);
 
 	if (r == 0)
@@ -219,7 +219,7 @@ int rename(const char *from, const char *to)
 
 int renameat2(int from_fd, const char *from, int to_fd, const char *to, unsigned flags)
 {
-	struct event e = { .op = OP_RENAME, .begin = now() };
+	struct event e = {.op = OP_RENAME, .begin = now()};
 	int r = NEXT(renameat2)(from_fd, from, to_fd, to, flags);
 
 	if (r == 0)
@@ -229,7 +229,7 @@ int renameat2(int from_fd, const char *from, int to_fd, const char *to, unsigned
 
 int unlink(const char *path)
 {
-	struct event e = { .op = OP_UNLINK, .begin = now() };
+	struct event e = {.op = OP_UNLINK, .begin = now()};
 	struct stat st;
 	int known = lstat(path, &st) == 0;
 	int r = NEXT(unlink)(path);

@@ -24,11 +24,11 @@ static void test_geometry(void)
 		uint64_t size;
 		unsigned c, h, s;
 	} want[] = {
-		{ 4ull << 20, 120, 4, 17 },	{ 10ull << 20, 301, 4, 17 },
-		{ 40ull << 20, 963, 5, 17 },	{ 512ull << 20, 1040, 16, 63 },
-		{ 1ull << 30, 2080, 16, 63 },	{ 3ull << 30, 6241, 16, 63 },
-		{ 32ull << 30, 16448, 16, 255 }, { 100ull << 30, 51400, 16, 255 },
-		{ 127ull << 30, 65278, 16, 255 }, { 2040ull << 30, 65535, 16, 255 },
+		{4ull << 20, 120, 4, 17},	{10ull << 20, 301, 4, 17},
+		{40ull << 20, 963, 5, 17},	{512ull << 20, 1040, 16, 63},
+		{1ull << 30, 2080, 16, 63},	{3ull << 30, 6241, 16, 63},
+		{32ull << 30, 16448, 16, 255},	{100ull << 30, 51400, 16, 255},
+		{127ull << 30, 65278, 16, 255}, {2040ull << 30, 65535, 16, 255},
 	};
 	bool good = true;
 
@@ -58,12 +58,16 @@ static void test_bitmap_run(void)
 
 	for (int round = 0; round < 20; round++) {
 		for (size_t i = 0; i < sizeof(map); i++)
-			map[i] = round % 4 == 0 ? 0 : round % 4 == 1 ? 0xff : rand() % 4 ? 0xff : (uint8_t)rand();
+			map[i] = round % 4 == 0	  ? 0
+				 : round % 4 == 1 ? 0xff
+				 : rand() % 4	  ? 0xff
+						  : (uint8_t)rand();
 		for (uint32_t n = 0; n < 512; n++)
 			for (uint32_t len = 1; n + len <= 512; len += 1 + len / 7) {
 				uint32_t want = 0;
 
-				while (want < len && bitmap_get(map, n + want) == bitmap_get(map, n))
+				while (want < len &&
+				       bitmap_get(map, n + want) == bitmap_get(map, n))
 					want++;
 				good &= bitmap_run(map, n, len, &value) == want &&
 					value == bitmap_get(map, n);
@@ -78,7 +82,7 @@ static void test_bitmap_set(void)
 
 	for (uint32_t n = 0; n < 64; n++)
 		for (uint32_t len = 0; n + len <= 64; len++) {
-			uint8_t map[8] = { 0 };
+			uint8_t map[8] = {0};
 
 			bitmap_set(map, n, len);
 			for (uint32_t i = 0; i < 64; i++)
@@ -89,7 +93,7 @@ static void test_bitmap_set(void)
 
 static void test_zero(void)
 {
-	uint8_t buf[100] = { 0 };
+	uint8_t buf[100] = {0};
 	bool good = bytes_are_zero(buf, 0) && bytes_are_zero(buf, sizeof(buf));
 
 	for (size_t i = 0; i < sizeof(buf); i++) {
@@ -103,8 +107,14 @@ static void test_zero(void)
 /* Any flipped bit outside the checksum field is seen; the fields come back as they went. */
 static void test_footer(void)
 {
-	struct vhd_footer f = { .features = 2, .version = 0x10000, .data_off = 512, .size = 40 << 20,
-				.original_size = 40 << 20, .type = VHD_DYNAMIC, .creator = "win", .hidden = 1 },
+	struct vhd_footer f = {.features = 2,
+			       .version = 0x10000,
+			       .data_off = 512,
+			       .size = 40 << 20,
+			       .original_size = 40 << 20,
+			       .type = VHD_DYNAMIC,
+			       .creator = "win",
+			       .hidden = 1},
 			  g;
 	uint8_t buf[VHD_FOOTER_LEN];
 	bool good;

@@ -34,7 +34,7 @@ static bool there(const char *name)
 /* A fresh file "disk": data, a hole, data. */
 static void fresh(struct io_file *f)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	int fd;
 
 	if (system("rm -rf -- * .*.tmp") != 0)
@@ -42,7 +42,8 @@ static void fresh(struct io_file *f)
 	fd = open("disk", O_RDWR | O_CREAT, 0644);
 	for (size_t i = 0; i < LEN; i++)
 		old[i] = i >= (1 << 20) && i < (2 << 20) ? 0 : (uint8_t)(i * 2654435761u >> 13);
-	if (fd < 0 || pwrite(fd, old, 1 << 20, 0) < 0 || pwrite(fd, old + (2 << 20), 1 << 20, 2 << 20) < 0)
+	if (fd < 0 || pwrite(fd, old, 1 << 20, 0) < 0 ||
+	    pwrite(fd, old + (2 << 20), 1 << 20, 2 << 20) < 0)
 		exit(1);
 	close(fd);
 	if (io_open(f, "disk", true, &err) < 0)
@@ -58,7 +59,7 @@ static bool is_old(struct io_file *f)
 	       memcmp(now, old, LEN) == 0;
 }
 
-static const struct undo_range ranges[] = { { 10, 5 }, { 900 << 10, 2 << 20 }, { LEN - 7, 100 } };
+static const struct undo_range ranges[] = {{10, 5}, {900 << 10, 2 << 20}, {LEN - 7, 100}};
 
 /* Saves, then changes bytes everywhere in the ranges and the length. */
 static bool change(struct io_file *f, enum undo_kind kind, uint64_t length)
@@ -83,9 +84,11 @@ static void test_rollback(void)
 	ok(undo_store(&f, UNDO_ROLLBACK, ranges, 1, NULL) < 0, "no second change meanwhile");
 	ok(undo_apply(&f, NULL) == 0 && is_old(&f) && !there("disk.rollback"), "put back");
 	ok(undo_apply(&f, NULL) == 0 && is_old(&f), "nothing to put back");
-	ok(change(&f, UNDO_ROLLBACK, LEN - 7) && undo_apply(&f, NULL) == 0 && is_old(&f), "a shorter file");
-	ok(change(&f, UNDO_ROLLBACK, LEN) && undo_finish(&f, NULL) == 0 && !there("disk.rollback") &&
-		   !is_old(&f), "finished: forgotten");
+	ok(change(&f, UNDO_ROLLBACK, LEN - 7) && undo_apply(&f, NULL) == 0 && is_old(&f),
+	   "a shorter file");
+	ok(change(&f, UNDO_ROLLBACK, LEN) && undo_finish(&f, NULL) == 0 &&
+		   !there("disk.rollback") && !is_old(&f),
+	   "finished: forgotten");
 	io_close(&f);
 }
 
@@ -96,18 +99,25 @@ static void test_keep(void)
 
 	fresh(&f);
 	ok(change(&f, UNDO_KEEP, LEN - 7) && undo_finish(&f, NULL) == 0 && there("disk.undo") &&
-		   !there("disk.rollback"), "kept");
+		   !there("disk.rollback"),
+	   "kept");
 	ok(undo_revert(&f, false, NULL) == 0 && is_old(&f) && !there("disk.undo"), "taken back");
 	ok(undo_revert(&f, false, NULL) < 0 && is_old(&f), "only once");
 	ok(change(&f, UNDO_KEEP, LEN + 1) && undo_finish(&f, NULL) == 0 &&
-		   undo_store(&f, UNDO_KEEP, ranges, 1, NULL) == 0 && io_write(&f, &byte, 1, 12, NULL) == 0 &&
-		   undo_finish(&f, NULL) == 0 && there("disk.undo.2"), "a second one beside the first");
-	ok(undo_revert(&f, false, NULL) == 0 && !is_old(&f) && undo_revert(&f, false, NULL) == 0 && is_old(&f),
+		   undo_store(&f, UNDO_KEEP, ranges, 1, NULL) == 0 &&
+		   io_write(&f, &byte, 1, 12, NULL) == 0 && undo_finish(&f, NULL) == 0 &&
+		   there("disk.undo.2"),
+	   "a second one beside the first");
+	ok(undo_revert(&f, false, NULL) == 0 && !is_old(&f) && undo_revert(&f, false, NULL) == 0 &&
+		   is_old(&f),
 	   "taken back one after the other");
-	ok(change(&f, UNDO_KEEP, LEN) && undo_finish(&f, NULL) == 0 && io_write(&f, &byte, 1, 12, NULL) == 0 &&
-		   undo_revert(&f, false, NULL) < 0 && there("disk.undo"), "not over later changes");
+	ok(change(&f, UNDO_KEEP, LEN) && undo_finish(&f, NULL) == 0 &&
+		   io_write(&f, &byte, 1, 12, NULL) == 0 && undo_revert(&f, false, NULL) < 0 &&
+		   there("disk.undo"),
+	   "not over later changes");
 	ok(undo_revert(&f, true, NULL) == 0 && is_old(&f), "unless forced");
-	ok(change(&f, UNDO_KEEP, LEN) && undo_apply(&f, NULL) == 0 && is_old(&f) && !there("disk.undo"),
+	ok(change(&f, UNDO_KEEP, LEN) && undo_apply(&f, NULL) == 0 && is_old(&f) &&
+		   !there("disk.undo"),
 	   "an unfinished one is a rollback");
 	io_close(&f);
 }
@@ -120,15 +130,17 @@ static void test_ended(void)
 
 	fresh(&f);
 	ok(change(&f, UNDO_KEEP, LEN) && undo_finish(&f, NULL) == 0 &&
-		   system("mv disk.undo disk.rollback") == 0 && undo_pending(f.real, &yes, NULL) == 0 && !yes &&
-		   undo_apply(&f, NULL) == 0 && !is_old(&f) && there("disk.undo") && !there("disk.rollback"),
+		   system("mv disk.undo disk.rollback") == 0 &&
+		   undo_pending(f.real, &yes, NULL) == 0 && !yes && undo_apply(&f, NULL) == 0 &&
+		   !is_old(&f) && there("disk.undo") && !there("disk.rollback"),
 	   "a kept one goes to its name");
 	ok(undo_revert(&f, false, NULL) == 0 && is_old(&f), "from where it can be taken back");
-	ok(undo_store(&f, UNDO_ROLLBACK, ranges, 3, NULL) == 0 && system("cp -p disk.rollback x") == 0 &&
-		   undo_finish(&f, NULL) == 0 &&
-		   system("printf qsm-void | dd of=x conv=notrunc 2>/dev/null; mv x disk.rollback") == 0 &&
-		   undo_pending(f.real, &yes, NULL) == 0 && !yes && change(&f, UNDO_ROLLBACK, LEN) &&
-		   undo_apply(&f, NULL) == 0 && is_old(&f),
+	ok(undo_store(&f, UNDO_ROLLBACK, ranges, 3, NULL) == 0 &&
+		   system("cp -p disk.rollback x") == 0 && undo_finish(&f, NULL) == 0 &&
+		   system("printf qsm-void | dd of=x conv=notrunc 2>/dev/null; mv x "
+			  "disk.rollback") == 0 &&
+		   undo_pending(f.real, &yes, NULL) == 0 && !yes &&
+		   change(&f, UNDO_ROLLBACK, LEN) && undo_apply(&f, NULL) == 0 && is_old(&f),
 	   "a void one is no obstacle");
 	io_close(&f);
 }
@@ -136,7 +148,7 @@ static void test_ended(void)
 /* After SPOIL, a shell command, nothing is put back and nothing else is changed. */
 static void refused(const char *spoil, const char *what)
 {
-	struct img_err err = { 0 };
+	struct img_err err = {0};
 	struct io_file f;
 	struct stat a, b;
 
@@ -145,7 +157,8 @@ static void refused(const char *spoil, const char *what)
 		exit(1);
 	stat("disk", &a);
 	ok(undo_apply(&f, &err) < 0 && !is_old(&f) && stat("disk", &b) == 0 &&
-		   a.st_mtim.tv_nsec == b.st_mtim.tv_nsec && a.st_mtim.tv_sec == b.st_mtim.tv_sec, what);
+		   a.st_mtim.tv_nsec == b.st_mtim.tv_nsec && a.st_mtim.tv_sec == b.st_mtim.tv_sec,
+	   what);
 	printf("# %s\n", err.msg);
 	io_close(&f);
 }
@@ -158,14 +171,16 @@ int main(void)
 	test_rollback();
 	test_keep();
 	test_ended();
-	refused("printf x | dd of=disk.rollback bs=1 seek=200000 conv=notrunc 2>/dev/null", "a wrong bit");
+	refused("printf x | dd of=disk.rollback bs=1 seek=200000 conv=notrunc 2>/dev/null",
+		"a wrong bit");
 	refused("truncate -s -1 disk.rollback", "cut at the end");
 	refused("truncate -s 30 disk.rollback", "cut in the head");
 	refused("mv disk.rollback x && ln -s x disk.rollback", "a symbolic link");
 	refused("rm disk.rollback && mkfifo disk.rollback", "a FIFO");
 	refused("chmod 622 disk.rollback", "writable to others");
 	refused("cp disk disk2 && mv disk.rollback x && cp x disk.rollback && "
-		"printf '\\377' | dd of=disk.rollback bs=1 seek=20 conv=notrunc 2>/dev/null", "of another inode");
+		"printf '\\377' | dd of=disk.rollback bs=1 seek=20 conv=notrunc 2>/dev/null",
+		"of another inode");
 	if (geteuid() == 0)
 		refused("chown 4321 disk.rollback", "of another user");
 	printf("1..%d\n", count);
