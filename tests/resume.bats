@@ -331,11 +331,12 @@ joined() {
 	needs_root
 	send_cut 3500000 | vhd-recv --type=raw out || [ $? -eq 75 ]
 	send >rest
+	chmod 1777 .
 	chown nobody .out.partial-log.tmp
 	refused 77 vhd-recv --type=raw out <rest
 	[[ $stderr == *"belongs to another user"* ]]
 	refused 77 vhd-recv --token out
-	chown root .out.partial-log.tmp
+	chmod 755 .
 	vhd-recv --type=raw out <rest
 	came_whole raw
 }
