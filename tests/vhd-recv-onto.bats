@@ -231,25 +231,6 @@ closed() {
 	[ "$(ls -A dst)" = disk.vhd ]
 }
 
-@test "finished by vhd-merge" {
-	need strace
-	send >s
-	local total
-	total=$(strace -qq -e trace=pwrite64 vhd-recv --onto dst/disk.vhd <s 2>&1 | grep -c 'pwrite64(')
-	cp src/base.vhd dst/disk.vhd
-	run env ASAN_OPTIONS=detect_leaks=0 strace -qq -o trace -e trace=pwrite64 \
-		-e inject=pwrite64:signal=KILL:when=$((total - 20)) vhd-recv --onto dst/disk.vhd <s
-	assert_status 137
-	run --separate-stderr vhd-recv --abort dst/disk.vhd
-	assert_status 65
-	[[ $stderr == *"vhd-merge --delete dst/.disk.vhd.onto.tmp"* ]]
-	vhd-merge --delete dst/.disk.vhd.onto.tmp
-	is_raw dst/disk.vhd src/all.raw
-	send | vhd-recv --onto dst/disk.vhd >r
-	[ -s r ]
-	updated
-}
-
 # The merge is killed when it has written nearly everything.
 half_merged() {
 	need strace
@@ -260,6 +241,18 @@ half_merged() {
 	run env ASAN_OPTIONS=detect_leaks=0 strace -qq -o trace -e trace=pwrite64 \
 		-e inject=pwrite64:signal=KILL:when=$((total - 20)) vhd-recv --onto dst/disk.vhd <s
 	assert_status 137
+}
+
+@test "finished by vhd-merge" {
+	half_merged
+	run --separate-stderr vhd-recv --abort dst/disk.vhd
+	assert_status 65
+	[[ $stderr == *"vhd-merge --delete dst/.disk.vhd.onto.tmp"* ]]
+	vhd-merge --delete dst/.disk.vhd.onto.tmp
+	is_raw dst/disk.vhd src/all.raw
+	send | vhd-recv --onto dst/disk.vhd >r
+	[ -s r ]
+	updated
 }
 
 @test "once it is being merged, what cannot be read back stays" {
