@@ -52,9 +52,9 @@ void io_init(struct io_file *f);
 void io_close(struct io_file *f);
 
 /*
- * Takes, changes or drops the lock, without waiting. QEMU's protocol: byte-range locks of the
- * open file description at 100+ (permissions held) and 200+ (permissions denied to others).
- * Busy: IMG_AGAIN, naming the holder where /proc tells.
+ * Takes, changes or drops the lock. QEMU's protocol: byte-range locks of the open file
+ * description at 100+ (permissions held) and 200+ (permissions denied to others). Busy for
+ * longer than about a tenth of a second: IMG_AGAIN, naming the holder where /proc tells.
  */
 int io_lock(struct io_file *f, enum io_lock lock, struct img_err *err);
 /*

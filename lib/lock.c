@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "io.h"
@@ -22,6 +23,7 @@
 #define PERM_BASE 100
 #define DENY_BASE 200
 #define TEMPORARY_BYTE 300 /* ours alone */
+#define PATIENCE 6	   /* pauses of a millisecond, each twice as long as the one before */
 
 enum { P_READ = 1, P_WRITE = 2, P_UNCHANGED = 4, P_RESIZE = 8, P_ALL = 15 };
 #define P_BITS 4
@@ -156,28 +158,60 @@ out:
 		closedir(dir);
 }
 
-int io_lock(struct io_file *f, enum io_lock lock, struct img_err *err)
+/* First claims, then looks: of two that come together at least one sees the other. */
+static int claim(struct io_file *f, enum io_lock lock)
 {
 	unsigned hold = modes[lock].hold, deny = modes[lock].deny;
-	char who[128];
 	int taken, errnum;
 
-	/* First claim, then look: of two that come together at least one sees the other. */
 	if (apply(f->fd, hold, deny, false) < 0)
-		return img_err_errno(err, errno, "%s: cannot lock", f->path);
+		return -1;
 	taken = conflict(f->fd, hold, deny);
 	errnum = errno;
 	if (taken)
 		apply(f->fd, modes[f->lock].hold, modes[f->lock].deny, true);
+	errno = errnum;
+	return taken;
+}
+
+/*
+ * A conflict may be over in a moment. Who looks at /proc/PID/fdinfo, as lsof and find_holder() do,
+ * keeps a file alive, with its locks, beyond the close() of its owner. Two that come together may
+ * each see the other. Then there is nothing that is using the file. While waiting nothing is
+ * claimed, so that others are not kept out by those who wait.
+ */
+static int still_taken(int fd, enum io_lock lock)
+{
+	struct timespec pause = {0, 1000000 + (long)getpid() % 16 * 50000};
+	int taken = 1;
+
+	for (unsigned i = 0; taken == 1 && i < PATIENCE; i++) {
+		nanosleep(&pause, NULL);
+		pause.tv_nsec *= 2;
+		taken = conflict(fd, modes[lock].hold, modes[lock].deny);
+	}
+	return taken;
+}
+
+int io_lock(struct io_file *f, enum io_lock lock, struct img_err *err)
+{
+	char who[128];
+	int taken = claim(f, lock);
+
+	for (unsigned i = 0; taken == 1 && i < PATIENCE; i++) {
+		if (still_taken(f->fd, lock) == 1)
+			break;
+		taken = claim(f, lock);
+	}
 	if (taken < 0)
-		return img_err_errno(err, errnum, "%s: cannot tell whether it is locked", f->path);
+		return img_err_errno(err, errno, "%s: cannot lock", f->path);
 	if (taken) {
 		find_holder(f->fd, who, sizeof(who));
 		return img_err_set(err, IMG_AGAIN,
 				   "%s: locked: %s is using it; try again when it is free", f->path,
 				   who);
 	}
-	if (apply(f->fd, hold, deny, true) < 0)
+	if (apply(f->fd, modes[lock].hold, modes[lock].deny, true) < 0)
 		return img_err_errno(err, errno, "%s: cannot unlock", f->path);
 	f->lock = lock;
 	return 0;

@@ -189,7 +189,8 @@ static int lock_log(struct partial *p, enum partial_open how, struct img_err *er
 	const struct timespec pause = {0, 100000000};
 	const bool make = how == PARTIAL_MAKE;
 
-	for (int tries = 0; tries < 10 * WAIT_SECONDS && !cli_interrupted(); tries++) {
+	/* io_lock() itself waits about as long as the pause. */
+	for (int tries = 0; tries < 5 * WAIT_SECONDS && !cli_interrupted(); tries++) {
 		struct stat st;
 
 		if (!make && lstat(p->path, &st) < 0 && errno == ENOENT)
