@@ -224,7 +224,7 @@ static int check_xenserver(struct img *l, struct img_err *err)
 	const struct vhd *v = l->state;
 	struct vhd_batmap m;
 
-	if (memcmp(v->footer.creator, "tap", 3) == 0 && v->footer.creator_version == 0x00000001)
+	if (vhd_bits_reversed(&v->footer))
 		return img_err_set(err, IMG_DATA,
 				   "%s: made by version 0.1 of XenServer's tapdisk, whose bitmaps "
 				   "have another bit order; not supported",

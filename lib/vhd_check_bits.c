@@ -226,10 +226,17 @@ static int judge_batmap(struct check *c, struct img_err *err)
 
 int check_bitmaps(struct check *c, struct img_err *err)
 {
+	struct img_fault order = fault_make(c, F_BITMAP_ORDER, c->end_off + 32);
 	uint8_t *bitmap;
 	int rc = 0;
 
-	if (!c->has_bat || c->opts->no_bitmaps)
+	if (!c->has_bat)
+		return 0;
+	if (vhd_bits_reversed(&c->footer)) {
+		fault_report(c, &order);
+		return 0;
+	}
+	if (c->opts->no_bitmaps)
 		return 0;
 	bitmap = malloc(c->bitmap_len);
 	c->full = c->has_batmap ? calloc(1, c->blocks / 8 + 1) : NULL;

@@ -89,8 +89,9 @@ static int read_ends(struct check *c, struct ends *s, struct img_err *err)
 	if (s->end_is == VHD_NO_COOKIE && search_end(c, s, err) < 0)
 		return -1;
 	/* What a fixed disk begins with is the guest's, even if it is a VHD. */
-	s->fixed = s->end_is == VHD_OK && s->e.type == VHD_FIXED &&
-		   (s->e.size == s->end_off || s->front_is != VHD_OK);
+	s->fixed =
+		s->end_is == VHD_OK && s->e.type == VHD_FIXED &&
+		(s->e.size == s->end_off || (s->front_is != VHD_OK && s->front_is != VHD_POISONED));
 	if (s->fixed || (s->front_is == VHD_OK && s->f.type == VHD_FIXED))
 		s->front_is = VHD_NO_COOKIE;
 	return 0;

@@ -22,13 +22,13 @@ static uint64_t needed(const struct check *c, uint32_t block_size)
 	return c->footer.size / block_size + (c->footer.size % block_size != 0);
 }
 
-/* Whether a table of N entries can lie at OFF. */
+/* Whether a table of N entries, in whole sectors, can lie at OFF. */
 static bool bat_place_ok(const struct check *c, uint64_t off, uint64_t n)
 {
 	uint64_t end, head = c->footer.data_off;
 
 	return off % SECTOR == 0 && off >= VHD_FOOTER_LEN && n <= UINT32_MAX &&
-	       u64_add(off, n * 4, &end) && end <= c->file_size &&
+	       u64_add(off, u64_round_up(n * 4, SECTOR), &end) && end <= c->end_off &&
 	       !(off < head + VHD_HEADER_LEN && end > head);
 }
 

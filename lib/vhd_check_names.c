@@ -201,8 +201,12 @@ int check_batmap(struct check *c, struct img_err *err)
 		return 0;
 	if (io_read_upto(&c->file, c->batmap_raw, SECTOR, at, &got, err) < 0)
 		return -1;
-	c->has_batmap = got == SECTOR && memcmp(c->batmap_raw, "tdbatmap", 8) == 0 &&
-			!check_area_at(c, at, at + SECTOR);
+	c->has_batmap = got == SECTOR && memcmp(c->batmap_raw, "tdbatmap", 8) == 0;
+	if (c->has_batmap && c->batmap_raw[29]) {
+		f = fault_make(c, F_ENCRYPTED, at + 29);
+		fault_report(c, &f);
+	}
+	c->has_batmap &= !check_area_at(c, at, at + SECTOR);
 	c->batmap_head = at;
 	if (!c->has_batmap) {
 		if (c->footer.creator_version < 0x00010002)
@@ -212,9 +216,5 @@ int check_batmap(struct check *c, struct img_err *err)
 		return 0;
 	}
 	check_area_add(c, at, SECTOR, SECTOR, "the batmap's header");
-	if (c->batmap_raw[29]) {
-		f = fault_make(c, F_ENCRYPTED, at + 29);
-		fault_report(c, &f);
-	}
 	return check_map(c, err);
 }

@@ -128,6 +128,9 @@ static const struct {
 		 "batmap: says full of a block that is not: XenServer would show stale data"},
 	[F_ENCRYPTED] = {"encrypted", IMG_WARNING,
 			 "encrypted by XenServer: its data means nothing to us"},
+	[F_BITMAP_ORDER] = {"bitmap-order", IMG_WARNING,
+			    "made by version 0.1 of XenServer's tapdisk, whose bitmaps have "
+			    "another bit order: no tool here reads it"},
 	[F_LOCATOR_CODE] = {"locator-code", IMG_WARNING, "locator: unknown platform"},
 	[F_LOCATOR_TWICE] = {"locator-twice", IMG_WARNING, "locator: the same platform twice"},
 	[F_LOCATOR_LENGTH] = {"locator-length", IMG_WARNING, "locator: impossible length"},

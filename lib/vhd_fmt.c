@@ -60,6 +60,11 @@ enum vhd_verdict vhd_footer_decode(const uint8_t buf[VHD_FOOTER_LEN], struct vhd
 	return footer_sum_ok(buf) ? VHD_OK : VHD_BAD_CHECKSUM;
 }
 
+bool vhd_bits_reversed(const struct vhd_footer *f)
+{
+	return memcmp(f->creator, "tap", 3) == 0 && f->creator_version == 0x00000001;
+}
+
 void vhd_footer_seal(uint8_t buf[VHD_FOOTER_LEN])
 {
 	be32_put(buf + 64, checksum(buf, VHD_FOOTER_LEN, 64));

@@ -71,6 +71,9 @@ void vhd_footer_patch(const struct vhd_footer *f, uint8_t buf[VHD_FOOTER_LEN]);
 /* Computes and sets the checksum of an edited one; unknown fields stay. */
 void vhd_footer_seal(uint8_t buf[VHD_FOOTER_LEN]);
 
+/* Whether the bits of the bitmaps stand in the other order: version 0.1 of tapdisk (§10). */
+bool vhd_bits_reversed(const struct vhd_footer *f);
+
 enum vhd_verdict vhd_header_decode(const uint8_t buf[VHD_HEADER_LEN], struct vhd_header *h);
 void vhd_header_encode(const struct vhd_header *h, uint8_t buf[VHD_HEADER_LEN]);
 void vhd_header_patch(const struct vhd_header *h, uint8_t buf[VHD_HEADER_LEN]);

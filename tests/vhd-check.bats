@@ -854,6 +854,12 @@ tap() {
 	left_alone encrypted warning
 }
 
+@test "bitmap-order" {
+	tap
+	model poke disk.vhd foot.creator_version=1
+	left_alone bitmap-order warning
+}
+
 # --- locators and the parent ------------------------------------------------------------------------------------
 
 @test "a sound chain" {

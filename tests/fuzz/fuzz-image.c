@@ -379,6 +379,7 @@ struct told {
 	uint64_t errors, warnings, notes;
 	bool loss;
 	bool no_header; /* it cannot be mended, nor what needs it */
+	bool foreign;	/* whole, but nothing that we can read */
 };
 
 static void told(void *ctx, const struct img_fault *f)
@@ -394,6 +395,7 @@ static void told(void *ctx, const struct img_fault *f)
 	t->notes += f->severity == IMG_NOTE;
 	t->no_header |=
 		f->severity == IMG_ERROR && !f->mendable && strncmp(f->id, "header-", 7) == 0;
+	t->foreign |= strcmp(f->id, "encrypted") == 0 || strcmp(f->id, "bitmap-order") == 0;
 	t->loss |= f->loss[0] != '\0';
 	if (!f->id || !f->what || !f->path || !f->id[0] || !f->what[0] ||
 	    strnlen(f->found, IMG_FAULT_TEXT) == IMG_FAULT_TEXT ||
@@ -402,31 +404,30 @@ static void told(void *ctx, const struct img_fault *f)
 		fuzz_die(NULL, "a fault without a name, or without an end");
 }
 
-static bool check(struct img_check *o, struct img_check_result *r)
+static bool check(struct img_check *o, struct img_check_result *r, struct told *t)
 {
-	struct told t = {0};
 	struct img_err err = {0};
 
 	o->fault = told;
-	o->ctx = &t;
+	o->ctx = t;
 	if (img_check(fuzz_path(IMAGE), o, r, &err) < 0)
 		return false;
-	if (t.errors != r->errors || t.warnings != r->warnings || t.notes != r->notes)
-		fuzz_die(NULL, "%llu errors told, %llu counted", (unsigned long long)t.errors,
+	if (t->errors != r->errors || t->warnings != r->warnings || t->notes != r->notes)
+		fuzz_die(NULL, "%llu errors told, %llu counted", (unsigned long long)t->errors,
 			 (unsigned long long)r->errors);
 	return true;
 }
 
-static bool open_and_view(struct view *v)
+static bool open_and_view(struct view *v, struct img_err *err)
 {
 	struct img_open o = {.single = true};
-	struct img_err err = {0};
 	struct img_chain *c;
 	bool ok;
 
-	if (img_open(&c, fuzz_path(IMAGE), &o, &err) < 0)
+	memset(err, 0, sizeof(*err));
+	if (img_open(&c, fuzz_path(IMAGE), &o, err) < 0)
 		return false;
-	ok = take_view(c, v, &err);
+	ok = take_view(c, v, err);
 	img_close(c);
 	return ok;
 }
@@ -438,7 +439,7 @@ static void mend(struct img_check *o, uint64_t sum)
 	struct told t = {0};
 	struct img_err err = {0};
 	static struct view before, now;
-	bool was_open = open_and_view(&before);
+	bool was_open = open_and_view(&before, &err);
 
 	o->ctx = &t;
 	o->dry_run = true;
@@ -461,8 +462,8 @@ static void mend(struct img_check *o, uint64_t sum)
 		return;
 	/* It showed something before, and was told to have lost nothing: it shows the same. */
 	if (was_open && !t.loss && res.errors == 0) {
-		if (!open_and_view(&now))
-			fuzz_die(NULL, "opened before the repair, and does not now");
+		if (!open_and_view(&now, &err))
+			fuzz_die(&err, "opened before the repair, and does not now");
 		for (unsigned i = 0; i < SPOTS; i++)
 			if (now.len[i] == before.len[i] &&
 			    memcmp(now.buf[i], before.buf[i], before.len[i]) != 0)
@@ -480,17 +481,20 @@ static void repair(const struct job *j)
 			      .chain = j->seed & 1,
 			      .no_bitmaps = j->seed & 2};
 	struct img_check_result r;
+	struct told t = {0};
+	struct img_err err = {0};
 	static struct view v;
 	uint64_t sum;
 
 	o.open.unlocked = j->seed & 4;
 	sum = file_sum(IMAGE);
-	if (!check(&o, &r))
+	if (!check(&o, &r, &t))
 		return;
 	if (file_sum(IMAGE) != sum)
 		fuzz_die(NULL, "a check changed the file");
-	if (r.errors == 0 && !o.no_bitmaps && !(j->flags & F_SIDECAR) && !open_and_view(&v))
-		fuzz_die(NULL, "sound, and does not open");
+	if (r.errors == 0 && !t.foreign && !o.no_bitmaps && !(j->flags & F_SIDECAR) &&
+	    !open_and_view(&v, &err))
+		fuzz_die(&err, "sound, and does not open");
 	o.open.unlocked = false;
 	if (!(j->flags & F_SIDECAR))
 		mend(&o, sum);
