@@ -127,7 +127,8 @@ verb_undefine() {
 		[ "$rec_token" = "$opt_pending" ] || die 77 "$name is pending with another token"
 	fi
 	read_state
-	[ "$state/$record" != saved/owner ] || die 75 "$name is saved: start it, or discard what was saved, first"
+	[ "$state/$record" != saved/owner ] ||
+		die 75 "$name is saved: start it, or discard what was saved, first"
 	! qemu_alive || die 75 "$name is $state: stop it first"
 	tear_down
 	gone_dir=$QSM_VM_DIR/.gone.$$

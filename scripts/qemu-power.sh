@@ -5,8 +5,8 @@
 # Part of hv-qemu, which sources it; most variables here are the script's.
 # shellcheck disable=SC2034,SC2154
 
-# Checked, counted, disks served, QEMU there with its CPUs stopped. The caller clears "starting" once
-# the guest is as it was asked for; any exit before that takes all down again.
+# Checked, counted, disks served, QEMU there with its CPUs stopped. The caller clears "starting"
+# once the guest is as it was asked for; any exit before that takes all down again.
 bring_up() { # [defer]
 	need_owner
 	load_domain "$dir/domain.xml"
@@ -50,8 +50,8 @@ verb_start() {
 	say "$name runs"
 }
 
-# The guest goes on from what was saved here. Until the state is renamed away it is all there is of the
-# guest; from then on it is this process, whose CPUs stand still until then.
+# The guest goes on from what was saved here. Until the state is renamed away it is all there is of
+# the guest; from then on it is this process, whose CPUs stand still until then.
 start_saved() { # running|paused
 	from_saved=saved
 	bring_up defer

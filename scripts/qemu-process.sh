@@ -60,8 +60,9 @@ wait_gone() { # PID MARK TENTHS
 	done
 }
 
-# Runs with nothing of ours: no terminal, no pipe, no lock, no session. And no parent: nbdkit has the kernel end
-# it together with whoever started it, so it is not executed before that process is gone.
+# Runs with nothing of ours: no terminal, no pipe, no lock, no session. And no parent: nbdkit has
+# the kernel end it together with whoever started it, so it is not executed before that process is
+# gone.
 # shellcheck disable=SC2016
 orphan='while [ "$(sed -n "s/^PPid:[[:space:]]*//p" "/proc/$$/status")" = "$1" ]; do
 		sleep 0.01
@@ -226,7 +227,8 @@ disk_qemu() {
 	esac
 	disk_device "$d_bus" "$n" || die 65 "$name: disk $d_target: bus $d_bus is not supported"
 	[ -z "$d_serial" ] || disk_dev=$disk_dev,serial=$(esc "$d_serial")
-	# Without a kernel and an order of its own: the disks as they are listed, after those that have one.
+	# Without a kernel and an order of its own: the disks as they are listed, after those that have
+	# one.
 	[ "$d_boot" != 0 ] || [ -n "$dom_kernel" ] || d_boot=$((i + 20000))
 	[ "$d_boot" = 0 ] || disk_dev=$disk_dev,bootindex=$d_boot
 	disk_dev=$disk_dev,drive=node$i,id=disk-$d_target,werror=stop,rerror=stop

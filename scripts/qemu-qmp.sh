@@ -10,18 +10,20 @@ qmp_open() {
 	need socat
 	qmp_pipes=$(mktemp -d "$rd/.qmp.XXXXXX") || die 73 "cannot make a folder in $rd"
 	mkfifo "$qmp_pipes/in" "$qmp_pipes/out" || die 73 "cannot make a pipe in $rd"
-	# All four ends are opened here, and 7 and 8 hold them open for that moment: who opens one end of a pipe
-	# waits for who opens the other, without end if that died.
+	# All four ends are opened here, and 7 and 8 hold them open for that moment: who opens one end of a
+	# pipe waits for who opens the other, without end if that died.
 	exec 7<>"$qmp_pipes/in" 8<>"$qmp_pipes/out"
 	# shellcheck disable=SC2094
 	exec 4<"$qmp_pipes/in" 5>"$qmp_pipes/out" 7>"$qmp_pipes/in" 8<"$qmp_pipes/out"
 	rm -rf -- "$qmp_pipes"
 	# By its name in the folder alone: socat gives commas and colons in an address a meaning.
-	# A monitor that says nothing for so long will not say anything later. Where others wait for it already,
-	# connect() would wait for them without end; with a limit of its own it fails at once, and is tried again.
+	# A monitor that says nothing for so long will not say anything later. Where others wait for it
+	# already, connect() would wait for them without end; with a limit of its own it fails at once, and
+	# is tried again.
 	(
 		cd "$rd" || exit
-		exec socat "-T$monitor_wait" "UNIX-CONNECT:$monitor,connect-timeout=$monitor_wait,retry=50,interval=0.1" - \
+		exec socat "-T$monitor_wait" \
+			"UNIX-CONNECT:$monitor,connect-timeout=$monitor_wait,retry=50,interval=0.1" - \
 			<&4 >&5 2>/dev/null 3>&- 4<&- 5>&- 6>&- 7>&- 8<&- 9>&-
 	) &
 	qmp_pid=$!
@@ -32,14 +34,15 @@ qmp_open() {
 	qmp_close
 	return 1
 }
-# A monitor serves one client at a time. Who only looks has one of its own and need not wait for a save.
+# A monitor serves one client at a time. Who only looks has one of its own and need not wait for a
+# save.
 qmp_pid='' monitor=qmp.sock monitor_wait=60
 
 qmp_close() {
 	[ -n "$qmp_pid" ] || return 0
 	exec 7>&- 8<&-
-	# As every helper of ours is ended: a shell that has traps loses what comes between its fork and their end in
-	# the child, except this.
+	# As every helper of ours is ended: a shell that has traps loses what comes between its fork and
+	# their end in the child, except this.
 	kill -9 "$qmp_pid" 2>/dev/null
 	wait "$qmp_pid" 2>/dev/null
 	qmp_pid=''

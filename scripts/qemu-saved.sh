@@ -18,9 +18,9 @@ count_start() {
 	store "$dir/starts" "$((starts + 1))$NL"
 }
 
-# Whether there is one: saved, and what its text says. It is good as long as the VM was not started more
-# often than it says: whoever takes it allows one start more first, and renames it away before the
-# CPUs go on. So no crash lets it be used over disks that were written to since.
+# Whether there is one: saved, and what its text says. It is good as long as the VM was not started
+# more often than it says: whoever takes it allows one start more first, and renames it away before
+# the CPUs go on. So no crash lets it be used over disks that were written to since.
 read_saved() {
 	saved='' saved_starts='' saved_mode='' saved_bytes='' saved_sum=''
 	[ -f "$dir/saved/text" ] || return 0

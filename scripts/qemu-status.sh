@@ -82,8 +82,8 @@ verb_status() {
 		 unmovable: .unmovable}' --args -- "$@" || die 74 "cannot write the state"
 }
 
-# How much of its memory the guest has used, in KiB, and how much it wrote: what a move of it will cost.
-# QEMU's own memory counts with it, but there is no more to send than the guest has.
+# How much of its memory the guest has used, in KiB, and how much it wrote: what a move of it will
+# cost. QEMU's own memory counts with it, but there is no more to send than the guest has.
 read_use() {
 	stats='[]' resident=''
 	case $state in

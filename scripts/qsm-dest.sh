@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # shellcheck shell=sh
 #
-# The destination's half of qsm-pipeline.sh, which sends this text, a line of assignments in front of
-# it and a call behind it, as the beginning of sh's stdin; the data of the call follows. It needs
+# The destination's half of qsm-pipeline.sh, which sends this text, a line of assignments in front
+# of it and a call behind it, as the beginning of sh's stdin; the data of the call follows. It needs
 # nothing of the source but what is in q_*, and nothing stays running when a call ends.
 #
 # All that belongs to an arriving VM lies in DIR/NAME: the disks, and in .qsm/
@@ -68,7 +68,8 @@ d_started() { # PID
 
 # ---- whose folder ----
 
-# A receiver whose link was cut may wait for data for hours; who comes with the same token may end it.
+# A receiver whose link was cut may wait for data for hours; who comes with the same token may end
+# it.
 d_evict() { # FILE…
 	for d_busy; do
 		[ -f "$d_busy" ] || continue
@@ -152,7 +153,8 @@ d_preflight() { # VERSION BYTES NETWORK…
 	shift 2
 	printf 'qsm-pipeline\nhost %s\nclock %s\n' "$(uname -n)" "$(date +%s)"
 	d_missing=
-	for d_tool in "hv-$q_hyp" vhd-recv vhd-sum vhd-merge vhd-info vm-import jq flock sync df awk xxh128sum; do
+	for d_tool in "hv-$q_hyp" vhd-recv vhd-sum vhd-merge vhd-info vm-import jq flock sync df \
+		awk xxh128sum; do
 		command -v "$d_tool" >/dev/null 2>&1 || {
 			d_block "$(uname -n): $d_tool is not there"
 			d_missing=1
@@ -237,16 +239,16 @@ d_learn() { # TARGET…
 	done
 }
 
-# From now on it is not what was copied. Need not be durable: nothing is known of a disk's content after a
-# new start, so nothing is compared.
+# From now on it is not what was copied. Need not be durable: nothing is known of a disk's content
+# after a new start, so nothing is compared.
 d_changes() { # TARGET
 	: >"$d_job/changed.$1" || d_die 73 "cannot write $d_job/changed.$1"
 }
 
-# An increment, which is folded into its base at once: what can fail for want of space fails before the
-# commit. A later increment of the same base holds whatever an earlier one held, so one that was
-# left behind half merged or not at all is no harm: it goes first. Only then is the base not the one at
-# the source. Prints three objects.
+# An increment, which is folded into its base at once: what can fail for want of space fails before
+# the commit. A later increment of the same base holds whatever an earlier one held, so one that was
+# left behind half merged or not at all is no harm: it goes first. Only then is the base not the one
+# at the source. Prints three objects.
 d_recv_delta() { # TARGET
 	d_lock "$1"
 	rm -f -- "$d_home/.$1.avhd".*.tmp
@@ -269,7 +271,8 @@ d_now() { # hundredths of a second
 	printf '%s' "${d_up%.*}${d_up#*.}"
 }
 
-# Prints bytes and sum of what is durable. What was put aside waits in the VM itself, as it did at the source.
+# Prints bytes and sum of what is durable. What was put aside waits in the VM itself, as it did at
+# the source.
 d_recv_state() { # MODE MODE-WHEN-SAVED
 	d_lock state
 	if [ "$1" = saved ]; then
@@ -289,7 +292,8 @@ d_recv_state() { # MODE MODE-WHEN-SAVED
 
 # ---- the VM ----
 
-# The VM is defined on its copied disks, but pending: nobody can start it. The VM's document is on stdin.
+# The VM is defined on its copied disks, but pending: nobody can start it. The VM's document is on
+# stdin.
 d_stage() { # MODE STARTS NDISKS TARGET… NETWORK…
 	d_lock
 	d_store "$d_job/mode" "$1"
@@ -329,8 +333,8 @@ d_same_vm() {
 	[ "$(d_hv status --json -- "$q_name" 2>/dev/null | jq -r .uuid)" = "$q_uuid" ]
 }
 
-# From the commit on. Each step is skipped if it is done, so this may be called until it succeeds. It
-# goes on without the source. Tells: claimed, resumed STATE.
+# From the commit on. Each step is skipped if it is done, so this may be called until it succeeds.
+# It goes on without the source. Tells: claimed, resumed STATE.
 d_arrive() { # MODE
 	trap '' HUP INT TERM
 	d_lock
@@ -371,7 +375,8 @@ d_wake() { # MODE
 	# From here on it counts as used, whether the CPUs go on or not.
 	mv -- "$d_job/state" "$d_job/state.used" || d_die 81 "cannot rename $d_job/state"
 	d_sync "$d_job"
-	[ "$1" != running ] || d_hv resume -- "$q_name" || d_die 81 "the guest is loaded but does not go on"
+	[ "$1" != running ] || d_hv resume -- "$q_name" ||
+		d_die 81 "the guest is loaded but does not go on"
 	d_tell resumed "$1"
 }
 

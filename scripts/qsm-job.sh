@@ -125,7 +125,8 @@ store() { # FILE
 	make_durable "${1%/*}"
 }
 
-# One record, durable before it is acted upon. The point at the end tells a whole record from a torn one.
+# One record, durable before it is acted upon. The point at the end tells a whole record from a torn
+# one.
 note() { # WORD…
 	if [ -s "$job/journal" ] && [ -n "$(tail -c 1 "$job/journal")" ]; then
 		printf '\n' >>"$job/journal"
@@ -246,8 +247,8 @@ remember_child() { # PID
 # shellcheck disable=SC2016
 far_boot='read -r n && eval "$(dd ibs=1 obs=65536 count="$n" 2>/dev/null)"'
 
-# Prints what goes ahead of the data: the destination's half, and a call of one function in it. Not to be
-# used by two processes at once.
+# Prints what goes ahead of the data: the destination's half, and a call of one function in it. Not
+# to be used by two processes at once.
 far_call() { # FUNCTION [WORD…]
 	{
 		assign q_path "$far_path"
@@ -267,8 +268,8 @@ far_call() { # FUNCTION [WORD…]
 	cat -- "$tmp/script"
 }
 
-# stdin: a call, and its data. The exit status is the function's, or another than 0 and 64 to 81 when
-# there was no connection.
+# stdin: a call, and its data. The exit status is the function's, or another than 0 and 64 to 81
+# when there was no connection.
 far_run() {
 	if [ -n "$far_local$far_here" ]; then
 		sh -c "$far_boot"
@@ -305,13 +306,15 @@ far_insist() { # FUNCTION [WORD…]
 		if [ "$now" -ge "$far_until" ] || [ -n "$interrupted" ]; then
 			return "$far_status"
 		fi
-		[ -n "$far_told" ] || warn "$far_host does not answer (status $far_status); trying again for ${opt_retry} s"
+		[ -n "$far_told" ] ||
+			warn "$far_host does not answer (status $far_status); trying again for ${opt_retry} s"
 		far_told=1
 		pause_for 2
 	done
 }
 
-# Until it has ended, whatever interrupts the waiting. Its number is no sign of life: it may be another's by then.
+# Until it has ended, whatever interrupts the waiting. Its number is no sign of life: it may be
+# another's by then.
 wait_child() { # PID
 	until
 		wait "$1"

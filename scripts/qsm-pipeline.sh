@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-2-Clause
 # Moves a virtual machine, running or not, to another host or to other storage: qsm-pipeline(1).
-# The stages are in qsm-stages.sh, what they stand on is in qsm-job.sh, and qsm-dest.sh is what runs on
-# the destination. Here: options, the job, what can go wrong, and the walk through the stages.
+# The stages are in qsm-stages.sh, what they stand on is in qsm-job.sh, and qsm-dest.sh is what runs
+# on the destination. Here: options, the job, what can go wrong, and the walk through the stages.
 set -u
 umask 077
 LC_ALL=C
@@ -71,8 +71,8 @@ hv() {
 
 # ---- options ----
 
-opt_quiet='' opt_json='' opt_plan='' opt_abort='' opt_settle='' opt_fenced='' opt_name='' opt_hypervisor=qemu
-opt_ssh='' opt_sudo='' opt_path='' opt_rate='' opt_compress='' opt_retry=300 opt_reserve=268435456
+opt_quiet='' opt_json='' opt_plan='' opt_abort='' opt_settle='' opt_fenced='' opt_name=''
+opt_hypervisor=qemu opt_ssh='' opt_sudo='' opt_path='' opt_rate='' opt_compress='' opt_retry=300 opt_reserve=268435456
 opt_delete='' opt_progress='' opt_report='' opt_vm='' opt_dest='' opt_networks=''
 
 option() { # ARGUMENT
@@ -187,7 +187,8 @@ check_options() {
 	esac
 	far_path=$opt_path far_hyp=$opt_hypervisor far_uuid='' far_token=''
 	: "${opt_ssh:=ssh}"
-	# Nobody is there to be asked, and a link that is cut must be noticed. What --ssh says itself counts first.
+	# Nobody is there to be asked, and a link that is cut must be noticed. What --ssh says itself
+	# counts first.
 	case ${opt_ssh%% *} in
 	ssh | */ssh)
 		opt_ssh="$opt_ssh -T -x -o BatchMode=yes -o ConnectTimeout=15"
@@ -348,13 +349,14 @@ rollback() { # WHY
 	warn "$stage: $1"
 	note aborted
 	revive
-	tidy_far || warn "what was copied is still at $dest; this command with --abort removes it when $far_host answers"
+	tidy_far ||
+		warn "what was copied is still at $dest; this command with --abort removes it when $far_host answers"
 	where_it_stands
 	die 80 "$opt_vm is not moved and is $v_state here${stands:+; $stands}"
 }
 
-# What was paused for the move goes on. A guest that was found paused stands still after a save in a way
-# that cannot be saved again; it is made as it was, at the price of a moment in which it runs.
+# What was paused for the move goes on. A guest that was found paused stands still after a save in a
+# way that cannot be saved again; it is made as it was, at the price of a moment in which it runs.
 wake() {
 	case $a_was/$v_state in
 	running/paused | running/handed-over) ;;
@@ -527,7 +529,8 @@ move() {
 		look_for_commit
 		if [ -n "$j_aborted" ] && [ -z "$j_yielded" ]; then
 			revive
-			tidy_far || die 75 "what an earlier attempt left at $dest is still there, $far_host does not answer"
+			tidy_far ||
+				die 75 "what an earlier attempt left at $dest is still there, $far_host does not answer"
 			j_open=''
 		elif [ -z "$j_yielded" ]; then
 			say "going on with the move of $opt_vm to $dest"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # shellcheck shell=sh
 #
-# The stages of qsm-pipeline.sh, in the order in which they happen, and the report. What fails before the
-# commit ends in rollback or resumable, what fails after it in doubt; none of these returns. Sourced by
-# qsm-pipeline.sh: most variables here are its own.
+# The stages of qsm-pipeline.sh, in the order in which they happen, and the report. What fails
+# before the commit ends in rollback or resumable, what fails after it in doubt; none of these
+# returns. Sourced by qsm-pipeline.sh: most variables here are its own.
 # shellcheck disable=SC2034,SC2154
 
 # ---- stages, as they are reported ----
@@ -58,10 +58,12 @@ preflight() {
 }
 
 preflight_tools() {
-	for d in vhd-snap vhd-send vhd-sum vhd-info vm-export jq flock sync awk df od cksum "hv-$opt_hypervisor"; do
+	for d in vhd-snap vhd-send vhd-sum vhd-info vm-export jq flock sync awk df od cksum \
+		"hv-$opt_hypervisor"; do
 		command -v "$d" >/dev/null 2>&1 || block "$d is not there"
 	done
-	[ -n "$far_local" ] || command -v "${opt_ssh%% *}" >/dev/null 2>&1 || block "${opt_ssh%% *} is not there"
+	[ -n "$far_local" ] || command -v "${opt_ssh%% *}" >/dev/null 2>&1 ||
+		block "${opt_ssh%% *} is not there"
 }
 
 preflight_vm() {
@@ -97,11 +99,13 @@ preflight_disk() { # INDEX
 	running | paused) ;;
 	*) return ;;
 	esac
-	[ "$serving" = true ] || block "disk $target: its server died ('hv-$opt_hypervisor repair' restarts it)"
+	[ "$serving" = true ] ||
+		block "disk $target: its server died ('hv-$opt_hypervisor repair' restarts it)"
 	free=$(space "${leaf%/*}")
 	[ "${free:-$opt_reserve}" -ge "$opt_reserve" ] ||
 		block "disk $target: ${leaf%/*} has $(human "$free") free, less than the reserve of $(human "$opt_reserve")"
-	[ -w "${leaf%/*}" ] || block "disk $target: ${leaf%/*} is not writable: no checkpoint can be made there"
+	[ -w "${leaf%/*}" ] ||
+		block "disk $target: ${leaf%/*} is not writable: no checkpoint can be made there"
 }
 
 space() { # DIR: free bytes there
@@ -145,10 +149,10 @@ preflight_far() {
 	esac
 }
 
-# How long the guest will stand still, in hundredths of a second; nothing where that cannot be told. The
-# link is measured with a little data, the guest with what it writes in a second. It stands still while
-# its memory and what it will have written during the copy are sent, and loaded and merged there (400 MiB
-# a second is a modest guess), and for a few calls and the start of a QEMU.
+# How long the guest will stand still, in hundredths of a second; nothing where that cannot be told.
+# The link is measured with a little data, the guest with what it writes in a second. It stands
+# still while its memory and what it will have written during the copy are sent, and loaded and
+# merged there (400 MiB a second is a modest guess), and for a few calls and the start of a QEMU.
 predict() {
 	predicted='' predict_delta=0 predict_rate=0
 	[ ! -s "$tmp/blockers" ] || return 0
@@ -248,8 +252,8 @@ show_plan() {
 
 # ---- checkpoint ----
 
-# From here on the disks of the job are frozen and an AVHD each takes what is written. A disk that an
-# earlier, interrupted run switched already is left as it is.
+# From here on the disks of the job are frozen and an AVHD each takes what is written. A disk that
+# an earlier, interrupted run switched already is left as it is.
 checkpoint() {
 	[ -z "$j_checkpoint" ] || return 0
 	begin_stage checkpoint
@@ -272,8 +276,8 @@ stood_still() {
 	esac
 }
 
-# An empty AVHD on each disk (only on those that still stand on their base), live, all or none. The paths
-# of the AVHDs are in top_INDEX afterwards.
+# An empty AVHD on each disk (only on those that still stand on their base), live, all or none. The
+# paths of the AVHDs are in top_INDEX afterwards.
 snapshot() { # [base]
 	set -- "${1:-}"
 	n=0
@@ -331,8 +335,8 @@ stop_sending() {
 	done
 }
 
-# 0 sent, verified and equal; 1 the link was cut; 2 the other side has no room; 3 the source's reserve is
-# reached; 4 interrupted; 5 another failure, named in failure.
+# 0 sent, verified and equal; 1 the link was cut; 2 the other side has no room; 3 the source's
+# reserve is reached; 4 interrupted; 5 another failure, named in failure.
 judge_send() { # X
 	failure=''
 	read -r send_status <"$tmp/$1.status" || send_status=70
@@ -393,9 +397,9 @@ copy() {
 	[ "$total" -eq 0 ] || end_stage "$total"
 }
 
-# Whoever sends and receives an AVHD compares what it stands on, as far as that is known: from the copy,
-# unless that was interrupted. What is not known is read now, at both ends: once the guest stands still there
-# is no time for it.
+# Whoever sends and receives an AVHD compares what it stands on, as far as that is known: from the
+# copy, unless that was interrupted. What is not known is read now, at both ends: once the guest
+# stands still there is no time for it.
 learn() {
 	targets='' i=0
 	set --
@@ -441,7 +445,8 @@ still_there() { # PID…
 	return 1
 }
 
-# Again and again while only the link fails. A copy that was under way for a while proves that it had come back.
+# Again and again while only the link fails. A copy that was under way for a while proves that it
+# had come back.
 copy_disk() {
 	clock
 	deadline=$((now + opt_retry * 100))
@@ -517,8 +522,8 @@ watcher=''
 
 stop_watching() {
 	[ -n "$watcher" ] || return 0
-	# A shell that has traps loses what comes between its fork and their end in the child, except this: one that
-	# lived on would be waited for without end.
+	# A shell that has traps loses what comes between its fork and their end in the child, except this:
+	# one that lived on would be waited for without end.
 	kill -9 "$watcher" 2>/dev/null
 	wait "$watcher" 2>/dev/null
 	watcher=''
@@ -561,12 +566,14 @@ has_process() {
 	esac
 }
 
-# The files from each leaf down to the base, as JSON strings: for the end, when the leaves are elsewhere.
+# The files from each leaf down to the base, as JSON strings: for the end, when the leaves are
+# elsewhere.
 list_layers() {
 	n=0
 	while [ "$n" -lt "$a_ndisks" ]; do
 		disk "$n"
-		vhd-info --json --chain --unlocked -- "$leaf" >"$tmp/info" || rollback "disk $target: $leaf cannot be read"
+		vhd-info --json --chain --unlocked -- "$leaf" >"$tmp/info" ||
+			rollback "disk $target: $leaf cannot be read"
 		jq -c --arg b "$base" '.files[0].chain | map(.file)
 			| .[:(index($b) // error("the base is not in the chain")) + 1][]' "$tmp/info" ||
 			rollback "disk $target: $leaf does not stand on $base"
@@ -575,8 +582,8 @@ list_layers() {
 	store "$job/layers" <"$tmp/layers"
 }
 
-# A guest that an interrupted run left standing goes on first: the time until now is not made longer than
-# it must be, and what is saved is always the last thing that it did.
+# A guest that an interrupted run left standing goes on first: the time until now is not made longer
+# than it must be, and what is saved is always the last thing that it did.
 wake_source() {
 	[ -n "$j_pausing" ] || return 0
 	# Before it goes on: what was saved is stale from then on.
@@ -589,8 +596,8 @@ wake_source() {
 
 # ---- save and delta ----
 
-# The guest stands still. Its state goes straight to the destination, and its last writes, which are in the
-# AVHDs, at the same time; the paused guest stays here until the commit.
+# The guest stands still. Its state goes straight to the destination, and its last writes, which are
+# in the AVHDs, at the same time; the paused guest stays here until the commit.
 save() {
 	stage=save
 	if has_process; then
@@ -621,8 +628,8 @@ goes_saved() {
 	[ "$mode" = saved ] && [ -z "$far_local" ]
 }
 
-# One more AVHD frees the last ones from their server's lock, and staying empty it proves that nothing
-# was written since.
+# One more AVHD frees the last ones from their server's lock, and staying empty it proves that
+# nothing was written since.
 freeze() {
 	snapshot || rollback "the last AVHDs could not be frozen"
 	n=0
@@ -667,7 +674,8 @@ judge_state() {
 	read -r far_status <"$tmp/state.far" || far_status=255
 	[ "$send_status" -eq 0 ] ||
 		rollback "the guest's state was not saved (status $send_status, $far_host: $far_status)"
-	[ "$far_status" -eq 0 ] || rollback "the guest's state did not arrive at $far_host (status $far_status)"
+	[ "$far_status" -eq 0 ] ||
+		rollback "the guest's state did not arrive at $far_host (status $far_status)"
 	have=$(jq -r '"\(.bytes) \(.xxh128)"' "$tmp/state.sent")
 	read -r arrived <"$tmp/state.got" || arrived=''
 	[ "$have" = "$arrived" ] || rollback "the guest's state arrived damaged: $arrived, not $have"
@@ -781,8 +789,8 @@ yield_mode() {
 
 # ---- resume ----
 
-# The destination does the rest on its own once it has heard of the commit; here it is only told, again
-# and again if need be.
+# The destination does the rest on its own once it has heard of the commit; here it is only told,
+# again and again if need be.
 arrive() {
 	[ -z "$j_resumed" ] || return 0
 	trap '' INT TERM HUP
@@ -850,8 +858,8 @@ drop_sums() { # DISK
 	[ "$(head -c 8 -- "$1.sums" 2>/dev/null | tr -d '\0')" != qsm-sums ] || rm -f -- "$1.sums"
 }
 
-# The disks that the VM had here: what it stood on when the move began, and the AVHDs since. Parents below
-# that may be other VMs' too, and stay.
+# The disks that the VM had here: what it stood on when the move began, and the AVHDs since. Parents
+# below that may be other VMs' too, and stay.
 delete_source() {
 	eval "set -- $(jq -rs 'map(@sh) | join(" ")' "$job/layers")"
 	if [ -z "$opt_delete" ]; then
@@ -867,7 +875,8 @@ delete_source() {
 		rm -f -- "$d" || warn "cannot delete $d"
 	done
 	if [ -z "$far_local" ] && status && [ "$v_owner" = moved ]; then
-		hv undefine -- "$opt_vm" || warn "$opt_vm is still defined here: hv-$opt_hypervisor undefine $opt_vm"
+		hv undefine -- "$opt_vm" ||
+			warn "$opt_vm is still defined here: hv-$opt_hypervisor undefine $opt_vm"
 	fi
 	note deleted
 }
