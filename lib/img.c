@@ -131,10 +131,10 @@ static int settle(struct img *l, struct img_err *err)
 	bool done;
 
 	if (undo_settle(l->file.real, &done, &e) < 0)
-		return img_err_set(err, e.code == IMG_DATA ? IMG_DATA : IMG_AGAIN,
-				   "%s: a change was cut short and must be undone first, by "
-				   "vhd-check --undo: %s",
-				   l->file.path, e.msg);
+		return img_err_set(
+			err, e.code == IMG_DATA ? IMG_DATA : IMG_AGAIN,
+			"%s: a change was cut short and must be undone first, by vhd-check --undo: %s",
+			l->file.path, e.msg);
 	if (done)
 		img_warn(l, "a change that was cut short was undone");
 	return 0;

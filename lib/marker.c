@@ -267,10 +267,10 @@ int img_marker_check(struct img *l, struct img *child, const struct img_open *op
 				   "%s: no disk by itself any more: it was merged as a part of %s, "
 				   "and opens only below that",
 				   l->file.path, m.leaf);
-	return img_err_set(err, IMG_AGAIN,
-			   "%s: half merged: neither the old disk nor the new one; finish it with: "
-			   "vhd-merge --to=%s %s",
-			   l->file.path, l->file.real, m.leaf);
+	return img_err_set(
+		err, IMG_AGAIN,
+		"%s: half merged: neither the old disk nor the new one; finish it with: vhd-merge --to=%s %s",
+		l->file.path, l->file.real, m.leaf);
 }
 
 /* Of a disk that is replaced, or that is gone. */

@@ -88,15 +88,15 @@ static void refuse(struct merge *m, const struct img_absorbed *a, uint64_t at)
 {
 	const char *leaf = m->leaf->file.path, *target = m->target->file.path;
 
-	merge_block(m, IMG_PREFLIGHT,
-		    "%s: %s was merged into %s before, and %s; they differ at offset %" PRIu64
-		    ": a merge would bring back what %s held before. Delete %s if %s is what is "
-		    "wanted, "
-		    "or merge it all the same with --again, as when %s was put back from a backup",
-		    leaf, a->same_leaf ? "it" : "what it stands on", target,
-		    !a->target_same ? "that was written to, or replaced, since"
-				    : "whether that was written to since cannot be told",
-		    at, target, leaf, target, target);
+	merge_block(
+		m, IMG_PREFLIGHT,
+		"%s: %s was merged into %s before, and %s; they differ at offset %" PRIu64
+		": a merge would bring back what %s held before. Delete %s if %s is what is wanted, "
+		"or merge it all the same with --again, as when %s was put back from a backup",
+		leaf, a->same_leaf ? "it" : "what it stands on", target,
+		!a->target_same ? "that was written to, or replaced, since"
+				: "whether that was written to since cannot be told",
+		at, target, leaf, target, target);
 }
 
 /* Another one, which should be finished or removed first. */
@@ -105,10 +105,10 @@ static int other(struct merge *m, const struct img_marker *marker, struct img_er
 	if (!img_absorbed_there(marker))
 		return 0;
 	if (marker->state == IMG_MARKER_MERGED)
-		merge_block(m, IMG_AGAIN,
-			    "%s: a merge was cut short; finish it first with: vhd-merge --delete "
-			    "--to=%s %s",
-			    m->target->file.path, m->target->file.real, marker->leaf);
+		merge_block(
+			m, IMG_AGAIN,
+			"%s: a merge was cut short; finish it first with: vhd-merge --delete --to=%s %s",
+			m->target->file.path, m->target->file.real, marker->leaf);
 	m->kept = strdup(marker->leaf);
 	return m->kept ? 0 : img_err_errno(err, ENOMEM, "%s", m->target->file.path);
 }

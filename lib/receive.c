@@ -44,8 +44,7 @@ static int check_sizes(const struct img_chain *c, uint64_t size, struct img_err 
 	if (size > l->info.size && !l->info.has_uuid)
 		return img_err_set(err, IMG_PREFLIGHT,
 				   "%s: a raw disk, which nothing but its size of %" PRIu64
-				   " bytes tells from others: "
-				   "it cannot grow to %" PRIu64 " here",
+				   " bytes tells from others: it cannot grow to %" PRIu64 " here",
 				   l->file.path, l->info.size, size);
 	if (below && size > l->info.size && below->info.size > l->info.size)
 		return img_err_set(err, IMG_PREFLIGHT,

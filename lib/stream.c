@@ -121,10 +121,10 @@ int stream_preamble_get(const uint8_t buf[STREAM_PREAMBLE], struct stream_begin 
 				   le16_get(buf + 8), le16_get(buf + 10), STREAM_MAJOR);
 	incompat = le32_get(buf + 12);
 	if (incompat & ~known)
-		return img_err_set(err, IMG_PROTO,
-				   "%s: the stream needs features that this program does not have "
-				   "(bits 0x%x)",
-				   at->name, incompat & ~known);
+		return img_err_set(
+			err, IMG_PROTO,
+			"%s: the stream needs features that this program does not have (bits 0x%x)",
+			at->name, incompat & ~known);
 	b->compressed = incompat & STREAM_INCOMPAT_ZSTD;
 	*continued = incompat & STREAM_INCOMPAT_CONTINUED;
 	memcpy(b->stream_id, buf + 24, 16);

@@ -102,11 +102,11 @@ static int pace(struct stream_pipe *p, size_t len, struct img_err *err)
 static int write_failed(const struct stream_pipe *p, int errnum, struct img_err *err)
 {
 	if (errnum == EPIPE || errnum == ECONNRESET)
-		return img_err_set(err, IMG_UNAVAIL,
-				   "%s: the reader went away before the end of the stream; "
-				   "its own message says why; the same command with "
-				   "--resume=\"$(vhd-recv --token FILE)\" goes on",
-				   p->name);
+		return img_err_set(
+			err, IMG_UNAVAIL,
+			"%s: the reader went away before the end of the stream; "
+			"its own message says why; the same command with --resume=\"$(vhd-recv --token FILE)\" goes on",
+			p->name);
 	return img_err_errno(err, errnum, "%s: write", p->name);
 }
 

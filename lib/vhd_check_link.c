@@ -315,8 +315,9 @@ int check_leftovers(struct check *c, struct img_err *err)
 		return -1;
 	if (pending) {
 		f = fault_make(c, F_ROLLBACK_PENDING, NOWHERE);
-		EXPECTED(&f, "vhd-check --undo, or the next tool that opens the disk, to put the "
-			     "old bytes back");
+		EXPECTED(
+			&f,
+			"vhd-check --undo, or the next tool that opens the disk, to put the old bytes back");
 		f.mendable = true;
 		fault_report(c, &f);
 	}

@@ -26,9 +26,9 @@ static const struct {
 			"it was merged into its parent, and is not needed any more"},
 	[F_ABSORBED_DAMAGED] = {"absorbed-damaged", IMG_WARNING,
 				"what was merged into the disk cannot be read"},
-	[F_PARENT_WRITTEN] = {"parent-written", IMG_WARNING,
-			      "it was merged into its parent, and that was written to since: it "
-			      "shows a mix of both"},
+	[F_PARENT_WRITTEN] =
+		{"parent-written", IMG_WARNING,
+		 "it was merged into its parent, and that was written to since: it shows a mix of both"},
 	[F_UNDO_LEFT] = {"undo-left", IMG_NOTE, "an earlier repair can be taken back"},
 	[F_FOOTER_NONE] = {"footer-none", IMG_ERROR,
 			   "no usable footer: no VHD, or nothing left to tell which"},

@@ -337,8 +337,7 @@ static int not_receiving(const char *path, struct img_err *err)
 		       ? 0
 		       : img_err_set(
 				 err, IMG_AGAIN,
-				 "%s: a stream is being received onto it; finish that first, or "
-				 "vhd-recv --abort %s",
+				 "%s: a stream is being received onto it; finish that first, or vhd-recv --abort %s",
 				 path, path);
 }
 

@@ -177,10 +177,10 @@ static int check_owner(const struct partial *p, struct img_err *err)
 	trusted = log.st_uid == geteuid() || log.st_uid == 0 || log.st_size == 0 ||
 		  !(folder.st_mode & 022);
 	return trusted ? 0
-		       : img_err_set(err, IMG_PERM,
-				     "%s: belongs to another user (%lu); go on as that one, or "
-				     "remove it",
-				     p->path, (unsigned long)log.st_uid);
+		       : img_err_set(
+				 err, IMG_PERM,
+				 "%s: belongs to another user (%lu); go on as that one, or remove it",
+				 p->path, (unsigned long)log.st_uid);
 }
 
 /* One that was just removed by its owner is no lock: then once more. 1: there is none. */

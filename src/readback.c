@@ -162,8 +162,7 @@ int readback_check(const char *path, const struct img_open *opts, const struct s
 	if (rc == 0 && !same)
 		rc = img_err_set(
 			err, IMG_IO,
-			"%s: reads back other than it was written; the storage is not to be "
-			"trusted",
+			"%s: reads back other than it was written; the storage is not to be trusted",
 			path);
 	img_close(c);
 	return rc;

@@ -87,9 +87,9 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 	if (img_create_check(r->path, &r->create, err) || (r->onto && recv_close_file(r, err)))
 		return -1;
 	if (partial_mark(r->partial) && !r->common.quiet)
-		cli_warn("%s: what was there of it is dropped, the stream begins anew; vhd-send "
-			 "--resume goes on",
-			 r->file);
+		cli_warn(
+			"%s: what was there of it is dropped, the stream begins anew; vhd-send --resume goes on",
+			r->file);
 	describe(r, &head);
 	r->create.partial = partial_image(r->partial);
 	if (partial_begin(r->partial, &head, err))

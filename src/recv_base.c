@@ -95,10 +95,10 @@ static int open_base(struct recv *r, struct img_err *err)
 		char uuid[IMG_UUID_STR];
 
 		img_uuid_str(r->begin.base_uuid, uuid);
-		return img_err_set(err, IMG_USAGE,
-				   "the stream is an increment; name its base (UUID %s) here with "
-				   "--parent=FILE",
-				   uuid);
+		return img_err_set(
+			err, IMG_USAGE,
+			"the stream is an increment; name its base (UUID %s) here with --parent=FILE",
+			uuid);
 	}
 	opts.raw = !memcmp(r->begin.base_uuid, raw, 16);
 	opts.receiver = r->onto;

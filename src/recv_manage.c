@@ -61,8 +61,7 @@ static void print_status(const struct recv *r, const struct partial *p, bool clo
 			       : "nothing of it is here");
 	if (closed && !in_use)
 		fprintf(r->out,
-			"%s: no tool opens it until the same command has finished, or "
-			"vhd-recv --abort\n",
+			"%s: no tool opens it until the same command has finished, or vhd-recv --abort\n",
 			r->file);
 }
 

@@ -28,10 +28,10 @@ int recv_exists(const struct recv *r, struct img_err *err)
 
 static int differs(const struct recv *r, uint64_t off, struct img_err *err)
 {
-	return img_err_set(err, IMG_CANTCREAT,
-			   "%s: exists, and is another disk than the stream's from byte %llu on; "
-			   "--force replaces it",
-			   r->file, (unsigned long long)off);
+	return img_err_set(
+		err, IMG_CANTCREAT,
+		"%s: exists, and is another disk than the stream's from byte %llu on; --force replaces it",
+		r->file, (unsigned long long)off);
 }
 
 static int open_there(struct recv *r, struct img_open *opts, struct recv_dirs *dirs,

@@ -220,10 +220,10 @@ static int set_size(struct job *j, struct img_err *err)
 	if (size == 0)
 		return img_err_set(err, IMG_DATA, "%s: is empty: no disk", j->src);
 	if (size % SECTOR && j->create.type != IMG_RAW && !j->pad)
-		return img_err_set(err, IMG_DATA,
-				   "%s: its size is no multiple of 512; --pad fills the last "
-				   "sector with zeros",
-				   j->src);
+		return img_err_set(
+			err, IMG_DATA,
+			"%s: its size is no multiple of 512; --pad fills the last sector with zeros",
+			j->src);
 	if (j->azure)
 		j->create.size = u64_round_up(size, AZURE_UNIT);
 	else

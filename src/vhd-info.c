@@ -110,8 +110,7 @@ static void json_layer(const struct job *j, struct img_chain *c, unsigned layer)
 	json_or_null("creator", i->creator);
 	json_or_null("creator_version", version);
 	json_or_null("created", time_str(i->timestamp, when));
-	printf(",\"geometry\":{\"cylinders\":%u,\"heads\":%u,\"sectors\":%u},\"saved_state\":%s,"
-	       "\"hidden\":%s",
+	printf(",\"geometry\":{\"cylinders\":%u,\"heads\":%u,\"sectors\":%u},\"saved_state\":%s,\"hidden\":%s",
 	       i->cylinders, i->heads, i->sectors, i->saved_state ? "true" : "false",
 	       i->hidden ? "true" : "false");
 	json_parent(c, layer);

@@ -76,9 +76,9 @@ static void report(const struct job *j, const struct img_reparent_plan *p)
 	uuid_text(p->old_uuid, old);
 	uuid_text(p->new_uuid, new);
 	if (p->other && !j->common.quiet)
-		cli_warn("%s: %s takes the place of another parent (%s): its UUID %s is recorded, "
-			 "not %s",
-			 j->child, j->parent, p->why, new, old);
+		cli_warn(
+			"%s: %s takes the place of another parent (%s): its UUID %s is recorded, not %s",
+			j->child, j->parent, p->why, new, old);
 	if (!j->common.quiet)
 		warn_outside(j);
 	if (!j->json) {

@@ -19,8 +19,7 @@ static const char help[] =
 	"      --blocks         the sum of each MiB of one disk, for vhd-send --against\n"
 	"      --seed=N         of the sums of --blocks, another one for each transfer\n"
 	"      --known          read only what is not known: sums are kept beside the disk\n"
-	"      --keep           print nothing, only read what is not known, where that can be "
-	"kept\n"
+	"      --keep           print nothing, only read what is not known, where that can be kept\n"
 	"      --json           report as JSON\n" CLI_HELP_CHAIN CLI_HELP_COMMON;
 
 enum { OPT_CHECK = CLI_TOOL, OPT_BLOCKS, OPT_SEED, OPT_KNOWN, OPT_KEEP };

@@ -327,10 +327,10 @@ static int decode_disk(struct vm_disk *d, xmlNode *node, struct img_err *err)
 	d->serial = vm_text(vm_child(node, "serial"));
 	d->readonly = vm_child(node, "readonly") != NULL;
 	if (!d->target || !vm_word_ok(d->target, "-_", 32))
-		return img_err_set(err, IMG_DATA,
-				   "a disk's <target dev> is %s: 1 to 32 letters, digits, - and _ "
-				   "are wanted",
-				   d->target ? d->target : "missing");
+		return img_err_set(
+			err, IMG_DATA,
+			"a disk's <target dev> is %s: 1 to 32 letters, digits, - and _ are wanted",
+			d->target ? d->target : "missing");
 	if (!d->bus)
 		return vm_no_memory(err);
 	return boot_order(node, &d->boot, err);
@@ -404,10 +404,10 @@ int vm_decode(struct vm_doc *vm, struct img_err *err)
 	vm->name = vm_text(vm_child(vm->domain, "name"));
 	vm->uuid = vm_text(vm_child(vm->domain, "uuid"));
 	if (vm->name && !vm_name_ok(vm->name))
-		return img_err_set(err, IMG_DATA,
-				   "\"%s\" cannot be a VM's name: 1 to 200 bytes, no slash, no dot "
-				   "in front",
-				   vm->name);
+		return img_err_set(
+			err, IMG_DATA,
+			"\"%s\" cannot be a VM's name: 1 to 200 bytes, no slash, no dot in front",
+			vm->name);
 	if (vm->uuid && !vm_uuid_ok(vm->uuid))
 		return img_err_set(err, IMG_DATA, "\"%s\" is not a UUID", vm->uuid);
 	if (vm->uuid)

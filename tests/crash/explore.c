@@ -501,8 +501,7 @@ static bool explore(struct job *j, const struct op *op, const struct arguments *
 		if (!scenario(j, op, rng_next(&r) >> 16, f))
 			return false;
 	while (states() < a->states && seconds_now() - began < (double)a->seconds);
-	printf("ok: %s: %lu states (%lu prefixes, %lu subsets and torn writes, %lu failed calls, "
-	       "%lu kills, "
+	printf("ok: %s: %lu states (%lu prefixes, %lu subsets and torn writes, %lu failed calls, %lu kills, "
 	       "%lu of a second crash) of %lu scenarios, finished %lu times, "
 	       "%lu kept sums believed, %.1f s\n",
 	       op->name, states(), count.prefixes, count.subsets, count.faults, count.kills,

@@ -137,8 +137,8 @@ static void test_ended(void)
 	ok(undo_revert(&f, false, NULL) == 0 && is_old(&f), "from where it can be taken back");
 	ok(undo_store(&f, UNDO_ROLLBACK, ranges, 3, NULL) == 0 &&
 		   system("cp -p disk.rollback x") == 0 && undo_finish(&f, NULL) == 0 &&
-		   system("printf qsm-void | dd of=x conv=notrunc 2>/dev/null; mv x "
-			  "disk.rollback") == 0 &&
+		   system("printf qsm-void | dd of=x conv=notrunc 2>/dev/null; mv x disk.rollback") ==
+			   0 &&
 		   undo_pending(f.real, &yes, NULL) == 0 && !yes &&
 		   change(&f, UNDO_ROLLBACK, LEN) && undo_apply(&f, NULL) == 0 && is_old(&f),
 	   "a void one is no obstacle");
