@@ -161,7 +161,7 @@ verb_stop() {
 		warn "$name: $reason; it is killed"
 	elif qemu_alive; then
 		qmp '{"execute":"quit"}' || :
-		wait_gone "$qemu_pid" "$uuid" 300 || warn "$name: QEMU does not quit and is killed"
+		wait_gone "$qemu_pid" 300 || warn "$name: QEMU does not quit and is killed"
 	fi
 	tear_down
 	[ "$record" = pending ] || drop_saved
@@ -171,7 +171,7 @@ verb_stop() {
 # Presses the power button and waits for the guest.
 shut_down() {
 	qmp_do '{"execute":"system_powerdown"}' "cannot ask the guest to shut down"
-	wait_gone "$qemu_pid" "$uuid" $((opt_timeout * 10)) ||
+	wait_gone "$qemu_pid" $((opt_timeout * 10)) ||
 		die 75 "$name did not shut down within $opt_timeout s; stop --force ends it"
 }
 

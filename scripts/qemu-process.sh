@@ -22,13 +22,28 @@ alive() { # PID MARK
 	[ -n "$1" ] && grep -qF -e "$2" "/proc/$1/cmdline" 2>/dev/null
 }
 
-# It ended; nobody may have waited for it yet. (Its command line is no sign: it is empty
-# for a moment while a process executes another program.)
+# It ended with all its threads, and what they had open is closed; nobody may have waited for it yet. (Its
+# command line is no sign: it is empty for a moment while a process executes another program, and from
+# when it begins to end, which takes as long as the writes that are under way.)
 gone() { # PID
-	case $(sed -n 's/^State:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null) in
-	'' | Z* | X*) return 0 ;;
+	case $(sed -n 's/^State:[[:space:]]*//p; s/^Threads:/, threads:/p' "/proc/$1/status" 2>/dev/null | tr -d '\n\t') in
+	'' | [ZX]*', threads:'[01]) return 0 ;;
 	esac
 	return 1
+}
+
+# It is such a program, and on its way to its end: it has no command line any more, and is not gone.
+ending() { # PID PROGRAM
+	{ [ -n "$1" ] && read -r comm <"/proc/$1/comm"; } 2>/dev/null || return 1
+	case $comm in
+	"$2"*) ;;
+	*) return 1 ;;
+	esac
+	! grep -q . "/proc/$1/cmdline" 2>/dev/null && ! gone "$1"
+}
+
+born() { # PID: with its number, its identity
+	sed -n 's/^.*) //p' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20
 }
 
 pid_of() { # PIDFILE
@@ -51,9 +66,10 @@ server_alive() { # TARGET
 	alive "$server_pid" "$uuid/$1.nbd"
 }
 
-wait_gone() { # PID MARK TENTHS
-	tenths=$(($3 * 2))
-	while alive "$1" "$2"; do
+wait_gone() { # PID TENTHS
+	tenths=$(($2 * 2))
+	birth=$(born "$1")
+	until gone "$1" || [ "$(born "$1")" != "$birth" ]; do
 		tenths=$((tenths - 1))
 		[ $tenths -gt 0 ] || return 1
 		sleep 0.05
@@ -89,6 +105,9 @@ show_log() { # FILE: its last lines, to stderr
 }
 
 start_server() { # reads d_*
+	# One that was killed has the disk until its last write has ended.
+	pid_of "$rd/$d_target.pid"
+	! ending "$the_pid" nbdkit || wait_gone "$the_pid" 100 || :
 	rm -f -- "$rd/$d_target.nbd" "$rd/$d_target.ctl" "$rd/$d_target.pid"
 	: >"$rd/$d_target.log"
 	set -- nbdkit -f -U "$rd/$d_target.nbd" -P "$rd/$d_target.pid"
@@ -138,15 +157,15 @@ stop_servers() {
 	for p in $started; do
 		alive "$p" "$uuid" || continue
 		kill "$p" 2>/dev/null
-		wait_gone "$p" "$uuid" 100 || kill -9 "$p" 2>/dev/null
+		wait_gone "$p" 100 || kill -9 "$p" 2>/dev/null
 	done
 	started=''
 	for f in "$rd"/*.nbd; do
 		[ -e "$f" ] || continue
 		t=$(basename "$f" .nbd)
-		if server_alive "$t"; then
+		if server_alive "$t" || ending "$server_pid" nbdkit; then
 			kill "$server_pid" 2>/dev/null
-			wait_gone "$server_pid" "$uuid/$t.nbd" 100 ||
+			wait_gone "$server_pid" 100 ||
 				die 74 "$name: the server of disk $t (pid $server_pid) does not end"
 		fi
 		rm -f -- "$rd/$t.nbd" "$rd/$t.ctl" "$rd/$t.pid"
@@ -165,9 +184,9 @@ dead_servers() {
 dead=''
 
 end_qemu() {
-	if qemu_alive; then
+	if qemu_alive || ending "$qemu_pid" qemu-; then
 		kill -9 "$qemu_pid" 2>/dev/null
-		wait_gone "$qemu_pid" "$uuid" 100 ||
+		wait_gone "$qemu_pid" 100 ||
 			die 74 "$name: QEMU (pid $qemu_pid) does not end"
 	fi
 	rm -f -- "$rd/qemu.pid" "$rd/qmp.sock" "$rd/status.sock"

@@ -83,6 +83,11 @@ json() { # VM FILTER
 	hv-qemu status --json "$1" 2>/dev/null | jq -r "$2"
 }
 
+# It ended with all its threads; who started it may not have waited for it.
+gone() { # PID
+	[ ! -e "/proc/$1" ] || { grep -q '^State:.*[ZX]' "/proc/$1/status" && [ "$(ls "/proc/$1/task" | wc -l)" -le 1 ]; }
+}
+
 server_pid() { # TARGET
 	cat run/*/"$1.pid"
 }
@@ -398,6 +403,65 @@ Zeilen" "-n" 'ü&<>'; do
 	grep -q '^END' "$console"
 	wait_for eval '[ -z "$(processes)" ]'
 	nothing_lost 'the "guest"'
+}
+
+# A server that was killed, and a thread of which has the disk, and its lock, until a moment after the file "go"
+# is there: a write that is under way. Like the real one it has a file with its number.
+ending_server() {
+	cat >ending.c <<-'C'
+		#include <fcntl.h>
+		#include <pthread.h>
+		#include <signal.h>
+		#include <stdio.h>
+		#include <sys/file.h>
+		#include <unistd.h>
+
+		static void *last(void *fd)
+		{
+			while (access("go", F_OK) < 0)
+				usleep(10000);
+			usleep(300000);
+			_exit(0);
+			return fd;
+		}
+
+		int main(void)
+		{
+			pthread_t t;
+			FILE *f;
+
+			signal(SIGTERM, SIG_IGN);
+			if (flock(open("disk", O_RDWR | O_CREAT, 0600), LOCK_EX) < 0 || !(f = fopen("vda.pid", "w")))
+				return 1;
+			fprintf(f, "%d\n", (int)getpid());
+			fclose(f);
+			pthread_create(&t, NULL, last, NULL);
+			pthread_exit(NULL);
+		}
+	C
+	"${CC:-cc}" -pthread -o nbdkit ending.c
+	: >vda.nbd
+	./nbdkit 3>&- &
+	wait_for eval '[ -s vda.pid ] && grep -q "^State:.*Z" "/proc/$!/status"'
+	rd=$PWD uuid=none name=vm started=''
+	# shellcheck source=/dev/null
+	. "$top/scripts/qemu-process.sh"
+	! flock -n disk true || fail "it has no lock"
+	: >go
+}
+
+@test "a server that ends has ended when its last thread has" {
+	ending_server
+	stop_servers
+	flock -n disk true
+	[ ! -e vda.nbd ]
+}
+
+@test "a server that was killed has ended when another one is started in its place" {
+	ending_server
+	d_target=vda d_readonly=false dir=$PWD
+	detach() { flock -n disk true || fail "it still has the disk"; }
+	start_server
 }
 
 @test "nothing that runs holds the caller's output open" {
@@ -746,8 +810,10 @@ killed_everywhere() { # VERB
 		# A guest that runs is ahead of its saved state, which must be gone by then.
 		[ "$(hv-qemu status vm 2>/dev/null)" != running ] || [ ! -e vms/vm/saved ] ||
 			fail "step $n: it runs, and the state is still there"
+		# With what they had open: the next start is refused a disk that one of them still has.
 		for p in $(processes); do
 			kill -9 "$p" 2>/dev/null || :
+			wait_for gone "$p"
 		done
 		rm -rf run
 		case $(hv-qemu status vm) in
