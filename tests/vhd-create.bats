@@ -236,12 +236,14 @@ dies() {
 
 @test "what a run that lives is making stays" {
 	need strace
-	env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=fsync -e inject=fsync:delay_enter=4000000:when=1 \
+	env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=fsync -e inject=fsync:signal=STOP:when=1 \
 		vhd-create --size=5M disk.vhd 3>&- &
 	local first=$!
-	wait_for eval 'ls .disk.vhd.*.tmp >/dev/null 2>&1'
+	wait_for grep -q 'stopped by SIGSTOP' trace
+	ls .disk.vhd.*.tmp
 	vhd-create --size=6M disk.vhd
 	ls .disk.vhd.*.tmp
+	kill -CONT "$(pgrep -P $first)"
 	status=0
 	wait $first || status=$?
 	[ $status -eq 73 ]
