@@ -240,11 +240,11 @@ model_run() {
 }
 
 @test "errors are shown before nbdkit goes into the background" {
-	run timeout 20 nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" \
+	run timeout "$patience" nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" \
 		file="$d/none.vhd" 3>&-
 	[ "$status" -ne 0 ]
 	assert_output_has none.vhd
-	run timeout 20 nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" 3>&-
+	run timeout "$patience" nbdkit -P "$s/a.pid" -U "$s/a.nbd" "$QSM_PLUGIN" 3>&-
 	[ "$status" -ne 0 ]
 	assert_output_has file=
 }

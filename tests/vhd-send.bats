@@ -264,8 +264,10 @@ slow() {
 @test "a rate from a file is changed while it runs" {
 	head -c 10M /dev/urandom >disk.raw
 	echo 100K >rate
+	local began=${EPOCHREALTIME/./} sender
 	vhd-send --raw --rate-file=rate disk.raw >s 3>&- &
-	local sender=$! began=${EPOCHREALTIME/./}
+	sender=$!
+	wait_for test -s s
 	sleep 1.5
 	slow
 	echo nonsense >rate
