@@ -77,7 +77,8 @@ snap_steps=('pwrite64 2' 'renameat2 1 2' 'fsync 2 4' 'sendto 2 3 4 5 6' 'recvfro
 kill_server_at() {
 	local call=$1 n=$2 load tracer
 	serve a file="$d/disk"
-	tid=$(grep -l vhd-control "/proc/$(cat "$s/a.pid")/task/"*/comm | cut -d/ -f5)
+	wait_for grep -qx vhd-control "/proc/$(cat "$s/a.pid")/task/"*/comm
+	tid=$(grep -lx vhd-control "/proc/$(cat "$s/a.pid")/task/"*/comm | cut -d/ -f5)
 	"$guest" load "$s/a.nbd" "$s/log.$call.$n" --until-death --threads 4 --seed "$call.$n" &
 	load=$!
 	strace -qq -o /dev/null -p "$tid" -e trace="$call" \
