@@ -48,8 +48,9 @@ static bool free_after_close(struct img_err *err)
 		nanosleep(&moment, NULL);
 		_exit(0);
 	}
-	if (pid < 0 || close(f.fd) < 0)
+	if (pid < 0)
 		exit(1);
+	io_close(&f);
 	good = lock_once(IO_LOCK_EXCLUSIVE, err);
 	waitpid(pid, NULL, 0);
 	return good;
