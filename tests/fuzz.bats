@@ -50,6 +50,31 @@ kept() {
 	done
 }
 
+# on_small_disks COMMAND…: $TMPDIR has 2 MiB, and /dev/shm as much.
+on_small_disks() {
+	unshare -rm true 2>/dev/null || skip "needs user namespaces"
+	mkdir -p small
+	# shellcheck disable=SC2016
+	run unshare -rm sh -c 'mount -t tmpfs -o size=2m tmpfs small &&
+		mount -t tmpfs -o size=2m tmpfs /dev/shm && TMPDIR=$PWD/small exec "$@"' sh "$@"
+}
+
+@test "an input that finds the disk full is not taken for a fault" {
+	cd "$BATS_TEST_TMPDIR"
+	for name in image chain recv; do
+		on_small_disks "$QSM_BUILD/tests/fuzz/replay-$name" "$top/tests/fuzz/corpus/$name"/*
+		assert_status 73
+		assert_output_has '== NO ROOM in '
+	done
+}
+
+@test "nothing is tried where there is too little room for it" {
+	cd "$BATS_TEST_TMPDIR"
+	on_small_disks "$top/tests/fuzz/run" "$QSM_BUILD/fuzz"
+	assert_status 73
+	assert_output_has 'no room: '
+}
+
 @test "every kept input is small" {
 	[ -z "$(find "$top/tests/fuzz/corpus" -type f -size +8k)" ]
 	[ "$(find "$top/tests/fuzz/corpus" -type f | wc -l)" -gt 20 ]

@@ -660,6 +660,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct fuzz_in in = {data, size};
 
 	fuzz_dir_clear();
+	fuzz_room(16 << 20);
 	make_base(&in);
 	for (int n = 0; n < MAX_OPS && in.n; n++) {
 		unsigned op = fuzz_u8(&in) % (sizeof(ops) / sizeof(ops[0]));

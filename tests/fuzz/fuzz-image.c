@@ -511,6 +511,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size > sizeof(copy))
 		return 0;
+	fuzz_room(16 << 20);
 	make_files(&j, &in, copy);
 	j.opts = (struct img_open){
 		.unlocked = (j.flags & F_UNLOCKED) && !(j.flags & F_WRITABLE),

@@ -239,6 +239,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	if (size > 8192)
 		return 0;
+	fuzz_room(1 << 20);
 	if (fuzz_u8(&in) & 1)
 		round_trip(&in);
 	else

@@ -47,6 +47,7 @@ struct recv {
 	char path[4096], partial[4096], base[4096];
 	struct chunks chunk[MAX_CHUNKS];
 	unsigned chunks, marks;
+	struct img_err err; /* why the stream was refused */
 	/* the mark to go on from, counted from 1 */
 	unsigned keep;
 	struct stream_mark mark;
@@ -238,6 +239,7 @@ static int receive(struct recv *r, const uint8_t *p, size_t n, bool keep)
 	else if (rc && r->new)
 		img_create_abort(r->new);
 	r->new = NULL;
+	r->err = err;
 	if (rc && access(r->path, F_OK) == 0)
 		fuzz_die(NULL, "refused, and there is a disk");
 	return rc;
@@ -284,7 +286,7 @@ static void in_one_piece(const uint8_t *p, size_t n, const uint8_t *head)
 		r.fails = 1 + head[4];
 	rc = receive(&r, p, n, false);
 	if (!r.too_large && !r.failed && !model.too_large && (rc == 0) != model.ok)
-		fuzz_die(NULL, "%s, but the page says: %s at %zu", rc ? "refused" : "accepted",
+		fuzz_die(&r.err, "%s, but the page says: %s at %zu", rc ? "refused" : "accepted",
 			 model.ok ? "right" : model.why, model.at);
 	if (rc == 0)
 		recv_check_disk(r.path, r.create.type == IMG_RAW, &model);
@@ -338,12 +340,12 @@ static void in_two_pieces(const uint8_t *p, size_t n, const uint8_t *head)
 	if (r.too_large)
 		return;
 	if (r.mark.wire_bytes != model.mark[r.keep - 1])
-		fuzz_die(NULL, "no mark at byte %zu", model.mark[r.keep - 1]);
+		fuzz_die(&r.err, "no mark at byte %zu", model.mark[r.keep - 1]);
 	recv_make_rest(&rest, &r.begin, &r.mark, p, n, head);
 	rc = receive(&r, rest.p, rest.len, false);
 	model_read(&whole, rest.joined, n, true);
 	if ((rc == 0) != whole.ok)
-		fuzz_die(NULL, "the rest is %s, but the page says: %s at %zu",
+		fuzz_die(&r.err, "the rest is %s, but the page says: %s at %zu",
 			 rc ? "refused" : "accepted", whole.ok ? "right" : whole.why, whole.at);
 	if (rc == 0)
 		recv_check_disk(r.path, r.create.type == IMG_RAW, &whole);
@@ -377,6 +379,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memcpy(head, data, HEAD);
 	size -= HEAD;
 	fuzz_dir_clear();
+	fuzz_room(3 * MODEL_DISK + (4 << 20)); /* base, child, what a merge adds */
 	model_read(&model, data + HEAD, size, false);
 	if (head[0] & TOOL) {
 		recv_by_tool(data + HEAD, size, &model, head);

@@ -3,6 +3,7 @@
 
 #include "fuzz.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
 #include <stdarg.h>
@@ -10,6 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <time.h>
 #include <unistd.h>
 
 uint8_t fuzz_u8(struct fuzz_in *in)
@@ -36,6 +39,32 @@ uint32_t fuzz_u32(struct fuzz_in *in)
 
 static char *folder;
 
+/* More than most inputs need; with less left, what went wrong may be the want of it. */
+#define ROOM (16u << 20)
+#define ROOM_NAMES 256
+
+static bool has_room(const char *path, uint64_t room)
+{
+	struct statvfs v;
+
+	return statvfs(path, &v) < 0 || ((uint64_t)v.f_bavail * v.f_frsize >= room &&
+					 (v.f_files == 0 || v.f_favail >= ROOM_NAMES));
+}
+
+/* As has_room(), once nobody else has anything there. */
+static bool may_have_room(const char *path, uint64_t room)
+{
+	struct statvfs v;
+
+	return statvfs(path, &v) < 0 || (uint64_t)v.f_blocks * v.f_frsize >= room;
+}
+
+static bool says_full(const struct img_err *err)
+{
+	return err && err->code &&
+	       (strstr(err->msg, strerror(ENOSPC)) || strstr(err->msg, strerror(EDQUOT)));
+}
+
 static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)
 {
 	(void)st, (void)type;
@@ -53,6 +82,30 @@ static void remove_folder(void)
 	(void)rmdir(folder);
 }
 
+/* No crash: nothing can be said of an input that found the disk full. */
+static __attribute__((noreturn)) void no_room(const struct img_err *err)
+{
+	fprintf(stderr, "\n== NO ROOM in %s\n", folder);
+	if (err && err->code)
+		fprintf(stderr, "   error %d: %s\n", err->code, err->msg);
+	remove_folder();
+	_exit(IMG_CANTCREAT);
+}
+
+void fuzz_room(uint64_t room)
+{
+	const struct timespec moment = {0, 100000000};
+
+	if (has_room(fuzz_dir(), room))
+		return;
+	fuzz_dir_clear();
+	for (int i = 0; !has_room(folder, room); i++) {
+		if (i == 300 || !may_have_room(folder, room))
+			no_room(NULL);
+		nanosleep(&moment, NULL);
+	}
+}
+
 const char *fuzz_dir(void)
 {
 	const char *base = getenv("TMPDIR");
@@ -61,7 +114,8 @@ const char *fuzz_dir(void)
 	if (folder)
 		return folder;
 	if (!base)
-		base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+		base = access("/dev/shm", W_OK) == 0 && has_room("/dev/shm", ROOM) ? "/dev/shm"
+										   : "/tmp";
 	if (asprintf(&path, "%s/qsm-fuzz.XXXXXX", base) < 0)
 		abort();
 	made = mkdtemp(path);
@@ -110,6 +164,8 @@ void fuzz_die(const struct img_err *err, const char *fmt, ...)
 {
 	va_list ap;
 
+	if (folder && (says_full(err) || !has_room(folder, ROOM)))
+		no_room(err);
 	va_start(ap, fmt);
 	fputs("\n== WRONG: ", stderr);
 	vfprintf(stderr, fmt, ap);

@@ -23,7 +23,7 @@ struct tool {
 	int type;
 	char file[4096], base[4096];
 	struct stream_begin begin; /* of the last stream */
-	int code;
+	struct img_err err;	   /* why it was refused */
 };
 
 static void ready(const struct tool *t, struct recv *r, enum verb verb)
@@ -60,7 +60,7 @@ static bool receive(struct tool *t, const uint8_t *p, size_t n)
 	r.out = nowhere;
 	rc = recv_stream(&r, &err);
 	t->begin = r.begin;
-	t->code = err.code;
+	t->err = err;
 	recv_end(&r);
 	close(r.in);
 	if (getenv("FUZZ_VERBOSE"))
@@ -142,7 +142,7 @@ static bool wanted(const struct tool *t, const struct model *m)
 static void verdict(const struct tool *t, bool taken, const struct model *m, const char *what)
 {
 	if (taken != wanted(t, m))
-		fuzz_die(NULL, "%s %s by vhd-recv, but the page says: %s at %zu", what,
+		fuzz_die(&t->err, "%s %s by vhd-recv, but the page says: %s at %zu", what,
 			 taken ? "is accepted" : "is refused", m->ok ? "right" : m->why, m->at);
 	if (taken)
 		check_taken(t, m);
@@ -164,8 +164,8 @@ static void in_two_pieces(struct tool *t, const uint8_t *p, size_t n, const uint
 		at = m->mark[i] <= cut ? m->mark[i] : at;
 	if (receive(t, p, cut))
 		fuzz_die(NULL, "accepted without its end");
-	if (t->code != IMG_AGAIN)
-		fuzz_die(NULL, "it was cut, and the status is %d", t->code);
+	if (t->err.code != IMG_AGAIN)
+		fuzz_die(&t->err, "it was cut, and the status is %d", t->err.code);
 	manage(t, TOKEN, text, sizeof(text));
 	if (stream_token_get(text, &token, &err))
 		fuzz_die(&err, "no token");
