@@ -61,22 +61,47 @@ static void describe(const struct recv *r, struct partial_head *h)
 	snprintf(h->parent, sizeof(h->parent), "%s", r->parent && !r->onto ? r->parent : "");
 }
 
+static bool is_in_the_way(const struct recv *r)
+{
+	struct stat st;
+
+	return !r->force && !r->onto && lstat(r->file, &st) == 0;
+}
+
+/*
+ * Of what is kept, or will be. Where FILE is there, also since another run made it while this one
+ * waited, nothing will.
+ */
+static int take_hold(struct recv *r, struct img_err *err)
+{
+	if (partial_open(&r->partial, r->file, is_in_the_way(r) ? PARTIAL_FIND : PARTIAL_MAKE, err))
+		return -1;
+	r->exists = is_in_the_way(r);
+	if (!r->exists)
+		return r->partial ? 0 : partial_open(&r->partial, r->file, PARTIAL_MAKE, err);
+	if (r->partial) {
+		struct img_err ignored = {0};
+
+		/* By a run that was killed before it said so. */
+		r->published = partial_is_published(r->partial);
+		if (!partial_mark(r->partial))
+			(void)partial_remove(r->partial, false, &ignored);
+		partial_close(r->partial);
+		r->partial = NULL;
+	}
+	return 0;
+}
+
 static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err *err)
 {
 	struct recv *r = ctx;
 	struct partial_head head;
-	struct stat st;
 
+	/* First of all: FILE may be closed for what an earlier run has left. */
+	if (take_hold(r, err))
+		return -1;
 	if (r->exists)
 		return prepare(r, begin, err) || recv_there_begin(r, err) ? -1 : 0;
-	if (r->published && !r->force && !r->onto)
-		return recv_exists(r, err);
-	/* First of all: FILE may be closed for what an earlier run has left. */
-	if (!r->partial && partial_open(&r->partial, r->file, PARTIAL_MAKE, err))
-		return -1;
-	/* Another run may have made it while this one waited. */
-	if (!r->force && !r->onto && lstat(r->file, &st) == 0)
-		return recv_exists(r, err);
 	if (prepare(r, begin, err))
 		return -1;
 	/* A difference is from the same disk: its child must be another one. */
@@ -122,15 +147,35 @@ static int check_partial(struct recv *r, const struct stream_begin *begin, struc
 	return 0;
 }
 
+/*
+ * What is known of a base's content may not be enough to tell, so it must be the one that the first
+ * part came for. A difference is compared with the disk that was sent; once FILE is there, or half
+ * merged, it does not depend on this.
+ */
+static int check_base_same(const struct recv *r, struct img_err *err)
+{
+	const bool told = r->verify_base || r->base_changed || r->begin.kind != STREAM_INCREMENT;
+
+	if (partial_is_applied(r->partial) ||
+	    (!r->onto && (told || partial_is_published(r->partial))) ||
+	    !memcmp(partial_get(r->partial)->base, r->base_id, sizeof(r->base_id)))
+		return 0;
+	return img_err_set(err, IMG_DATA,
+			   "%s: was written to since the first part was received; %svhd-recv "
+			   "--abort drops that",
+			   r->parent, r->onto ? "" : "--verify-base compares it, ");
+}
+
 static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_mark *mark,
 		     struct img_sum *content, struct img_err *err)
 {
 	struct recv *r = ctx;
 	const struct partial_head *h;
 
-	if ((!r->partial && partial_open(&r->partial, r->file, PARTIAL_FIND, err)) ||
-	    check_partial(r, begin, err))
+	if (partial_open(&r->partial, r->file, PARTIAL_FIND, err) || check_partial(r, begin, err))
 		return -1;
+	if (!partial_is_published(r->partial) && is_in_the_way(r))
+		return recv_exists(r, err);
 	h = partial_get(r->partial);
 	if (partial_is_applied(r->partial)) {
 		/*
@@ -143,12 +188,8 @@ static int on_resume(void *ctx, const struct stream_begin *begin, struct stream_
 	} else if (prepare(r, begin, err)) {
 		return -1;
 	}
-	if (r->onto && !partial_is_applied(r->partial) &&
-	    memcmp(h->base, r->base_id, sizeof(h->base)))
-		return img_err_set(err, IMG_DATA,
-				   "%s: was written to since the first part was received; "
-				   "vhd-recv --abort drops that",
-				   r->file);
+	if (check_base_same(r, err))
+		return -1;
 	if (r->type != TYPE_KEEP && h->type != r->create.type)
 		return img_err_set(err, IMG_USAGE, "%s: was begun with --type=%s", r->file,
 				   img_type_name(h->type));
@@ -291,8 +332,11 @@ static int finish(struct recv *r, struct img_err *err)
 	struct img_new *new = r->new;
 	struct img_sums *sums = NULL;
 
-	if (r->exists)
+	if (r->exists) {
+		r->verified = r->verify;
 		return recv_there_end(r, err);
+	}
+	r->verified = r->verify && is_verified(r);
 	if (is_verified(r)) {
 		if ((new &&img_create_complete(new, err)) || verify(r, err)) {
 			/* Once it is being merged, the disk opens below it only. */
@@ -323,7 +367,7 @@ static int report(struct recv *r, struct img_err *err)
 				  .parent = r->onto ? NULL : r->parent,
 				  .begin = &r->begin,
 				  .totals = &r->totals,
-				  .verified = r->verify};
+				  .verified = r->verified};
 	char *text;
 	int rc = 0;
 
@@ -354,7 +398,6 @@ static int receive(struct recv *r, struct img_err *err)
 					       .mark = on_mark,
 					       .chunks = on_chunks,
 					       .resume = on_resume};
-	struct stat st;
 
 	/* Before the work, not after it: the receipt needs somewhere to go. And no file may get
 	 * a standard stream's number. */
@@ -362,16 +405,6 @@ static int receive(struct recv *r, struct img_err *err)
 		return img_err_set(err, IMG_IO, "standard input or standard output is closed");
 	if (r->onto && !(r->path = r->child = partial_child(r->file)))
 		return img_err_errno(err, ENOMEM, "%s", r->file);
-	if (!r->onto && !r->force && lstat(r->file, &st) == 0) {
-		/* Unless it is what an earlier run made, and was killed before it said so. */
-		if (partial_open(&r->partial, r->file, PARTIAL_FIND, err))
-			return -1;
-		r->published = r->partial && partial_is_published(r->partial);
-		/* The sender may be waiting for its token, in this very pipe. */
-		partial_close(r->partial);
-		r->partial = NULL;
-		r->exists = !r->published;
-	}
 	if (r->receipt && receipt_check(r->receipt, r->force, err))
 		return -1;
 	if (stream_read(&from, &visitor, &r->totals, err))

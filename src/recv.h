@@ -40,6 +40,7 @@ struct recv {
 	struct partial *partial;
 	bool published; /* by an earlier run, which did not come to its end */
 	bool exists;	/* FILE is there: is it what comes? */
+	bool verified;	/* it was read back */
 	struct img_chain *there;
 	uint8_t *there_buf;
 	bool worthless; /* what is there is not to be gone on with */

@@ -52,7 +52,10 @@ static bool may_be(const struct recv *r)
 		return false;
 	if (b->has_uuid && i->has_uuid && memcmp(i->uuid, b->uuid, 16))
 		return false;
-	return b->kind == STREAM_WHOLE || !memcmp(i->parent_uuid, b->base_uuid, 16);
+	/* The link may lead to another version of the base. */
+	return b->kind == STREAM_WHOLE ||
+	       (!memcmp(i->parent_uuid, b->base_uuid, 16) &&
+		io_same_file(img_layer_real(r->there, 1), img_layer_real(r->base, 0)));
 }
 
 int recv_there_begin(struct recv *r, struct img_err *err)
@@ -96,22 +99,38 @@ int recv_there_data(struct recv *r, uint64_t off, const uint8_t *buf, uint64_t l
 	return 0;
 }
 
+/* Of the run that made FILE and was killed before it said so. */
+static void forget_log(const struct recv *r)
+{
+	struct img_err ignored = {0};
+	struct partial *p;
+
+	if (partial_open(&p, r->file, PARTIAL_FIND, &ignored) == 0 && p && partial_is_published(p))
+		(void)partial_remove(p, false, &ignored);
+	partial_close(p);
+}
+
 int recv_there_end(struct recv *r, struct img_err *err)
 {
 	struct recv_dirs dirs = {.own = NULL};
 	struct cli_progress progress;
 	struct img_open opts;
-	int rc = open_there(r, &opts, &dirs, err);
+	int rc = 0;
 
+	/* The run that made it may have died before that was durable. */
+	if (readback_sync(r->file, err) || io_sync_dir_of(r->file, err) ||
+	    open_there(r, &opts, &dirs, err))
+		return -1;
 	cli_progress_start(&progress, &r->common, "verify");
 	/* An increment is only the same if FILE itself has no more than that. */
-	if (rc == 0 && (r->verify || r->begin.kind != STREAM_WHOLE))
+	if (r->verify || r->begin.kind != STREAM_WHOLE)
 		rc = readback_check(r->file, &opts, &r->begin, &r->totals, &progress, err);
 	free(dirs.own);
 	if (rc && err->code == IMG_IO) {
 		img_err_clear(err);
 		return recv_exists(r, err);
 	}
-	/* The run that made it may have died before that was durable. */
-	return rc || readback_sync(r->file, err) || io_sync_dir_of(r->file, err) ? -1 : 0;
+	if (rc == 0 && r->published)
+		forget_log(r);
+	return rc;
 }

@@ -327,6 +327,52 @@ joined() {
 	done
 }
 
+@test "a file that came in the way is neither replaced nor taken for the disk, and what is kept stays" {
+	send_cut 3500000 | vhd-recv --type=raw out || [ $? -eq 75 ]
+	echo other >out
+	send >rest
+	refused 73 vhd-recv --type=raw out <rest
+	[ "$(cat out)" = other ]
+	# also where the first part came with --force
+	vhd-recv --abort out
+	send_cut 3500000 | vhd-recv --force --type=raw out || [ $? -eq 75 ]
+	send >rest
+	refused 73 vhd-recv --type=raw out <rest
+	[ "$(cat out)" = other ]
+	vhd-recv --force --type=raw out <rest
+	came_whole raw
+}
+
+# An increment of which the first part came; the rest is in the file rest.
+increment_cut() {
+	chain src
+	mkdir dst
+	cp src/base.vhd dst/
+	model write src/child.avhd --fill=700:4K --seed=8 --zeros=0
+	vhd-send --checkpoint=1M --from=src/base.vhd src/child.avhd | head -c 2000000 |
+		vhd-recv --parent=dst/base.vhd dst/child.avhd || [ $? -eq 75 ]
+	vhd-send --verify-base --resume="$(vhd-recv --token dst/child.avhd)" --from=src/base.vhd \
+		src/child.avhd >rest
+}
+
+@test "the rest of an increment: a base that was written to since is not taken, unless it is compared" {
+	increment_cut
+	touch dst/base.vhd
+	refused 65 vhd-recv --parent=dst/base.vhd dst/child.avhd <rest
+	[[ $stderr == *'written to since'* ]]
+	[ ! -e dst/child.avhd ]
+	vhd-recv --verify-base --parent=dst/base.vhd dst/child.avhd <rest
+	[ "$(our_sha dst/child.avhd)" = "$(our_sha src/child.avhd)" ]
+}
+
+@test "the rest of an increment: --base-changed takes a base that was written to since" {
+	increment_cut
+	model write dst/base.vhd --fill=1:512 --seed=9
+	refused 65 vhd-recv --verify-base --parent=dst/base.vhd dst/child.avhd <rest
+	vhd-recv --base-changed --parent=dst/base.vhd dst/child.avhd <rest
+	[ -e dst/child.avhd ]
+}
+
 @test "what another user has left is not gone on with" {
 	needs_root
 	send_cut 3500000 | vhd-recv --type=raw out || [ $? -eq 75 ]
@@ -361,7 +407,7 @@ joined() {
 	came_whole raw
 }
 
-@test "a second receiver that waited for the first finds the disk, before it takes the stream" {
+@test "a second receiver that waited for the first finds the disk, and compares it" {
 	send >s
 	mkfifo fifo
 	vhd-recv --type=raw out <fifo >first 3>&- &
@@ -370,15 +416,14 @@ joined() {
 	head -c 8000000 s >&5
 	# What is left is done in a moment: the second one waits ten seconds.
 	wait_for sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -ge 7000000 ]'
-	vhd-recv --type=raw out <s 2>second.err 3>&- 5>&- &
-	local second=$! status=0
+	vhd-recv --type=raw out <s >second 3>&- 5>&- &
+	local second=$!
 	sleep 0.5
 	tail -c +8000001 s >&5
 	exec 5>&-
 	wait $first
-	wait $second || status=$?
-	[ $status -eq 73 ]
-	grep -q "exists" second.err
+	wait $second
+	cmp first second
 	came_whole raw
 }
 
@@ -439,6 +484,15 @@ joined() {
 	assert_status 0
 	[ "$(json .content_sum)" = "$(vhd-sum disk.raw | cut -d' ' -f1)" ]
 	came_whole raw
+	came_whole raw
+}
+
+@test "killed when the disk had its name already: a stream from its start finds that all is there" {
+	send >s
+	vhd-recv --type=raw out <s >/dev/full || [ $? -eq 74 ]
+	[ -e .out.partial-log.tmp ]
+	vhd-recv --type=raw out <s >r
+	[ "$(jq -r .content_sum r)" = "$(vhd-sum disk.raw | cut -d' ' -f1)" ]
 	came_whole raw
 }
 
@@ -515,6 +569,20 @@ same_again() {
 	model make other.avhd --parent=base.vhd --seed=9
 	unchanged other.avhd -- vhd-recv --parent=base.vhd other.avhd <s
 	assert_status 73
+}
+
+@test "an increment that is there, and leads to another version of its base, stays: 73" {
+	chain
+	mkdir old
+	cp base.vhd old/
+	model write old/base.vhd --fill=1:512 --seed=11
+	vhd-send --from=base.vhd child.avhd >s
+	vhd-recv --base-changed --parent=old/base.vhd out <s
+	unchanged out -- vhd-recv --parent=base.vhd out <s
+	assert_status 73
+	ln base.vhd old/link.vhd
+	vhd-recv --force --parent=base.vhd out <s
+	vhd-recv --parent=old/link.vhd out <s
 }
 
 @test "a disk that is there and another one of its size is refused before the data comes" {

@@ -231,7 +231,10 @@ closed() {
 	# It is open again, and somebody writes.
 	model write dst/disk.vhd --fill=30:4K --seed=5 --zeros=0
 	vhd-sum dst/disk.vhd >sum
-	send | vhd-recv --onto dst/disk.vhd
+	# Nothing is there any more that could be read back, and nobody says that it was.
+	run --separate-stderr bash -c "$(declare -f send); send | vhd-recv --verify --onto dst/disk.vhd"
+	assert_status 0
+	[ "$(json '.verified')" = null ]
 	vhd-sum --check sum
 	[ "$(ls -A dst)" = disk.vhd ]
 }
