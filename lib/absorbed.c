@@ -13,6 +13,7 @@
  */
 #include "config.h"
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -61,6 +62,32 @@ static void wait_for_clock(const struct img_chain *c, unsigned to)
 	}
 }
 
+/* Which file L is. Zero where nobody knows. */
+static void file_put(const struct img *l, uint8_t out[16])
+{
+	struct io_id id = {0};
+
+	(void)io_id_get(l->file.fd, "", AT_EMPTY_PATH, &id);
+	le64_put(out, id.ino);
+	le64_put(out + 8, id.birth);
+}
+
+/*
+ * A disk that was put back from a backup has not been written to since: it is another file, or its
+ * times are older than the marker. In place, with the time of that, it cannot be told.
+ */
+static bool replaced(const struct img *l, const struct img_marker *m)
+{
+	uint8_t now[16];
+	struct stat st;
+
+	file_put(l, now);
+	if (memcmp(m->file, none, sizeof(none)) != 0 && memcmp(m->file, now, sizeof(now)) != 0)
+		return true;
+	return fstat(l->file.fd, &st) == 0 && st.st_dev == m->st.st_dev &&
+	       later(&m->st.st_mtim, &st.st_mtim);
+}
+
 int img_absorbed_note(struct img_chain *c, unsigned to, enum img_marker_state state,
 		      struct img_err *err)
 {
@@ -71,6 +98,7 @@ int img_absorbed_note(struct img_chain *c, unsigned to, enum img_marker_state st
 	memcpy(m.leaf_uuid, leaf->info.uuid, 16);
 	strncpy(m.leaf, leaf->file.real, sizeof(m.leaf) - 1);
 	(void)sums_boot(m.boot);
+	file_put(c->layer[to], m.file);
 	if (img_identity(c, to, to + 1, m.target, err) < 0 ||
 	    img_identity(c, 0, to, m.above, err) < 0)
 		return -1;
@@ -99,8 +127,9 @@ int img_absorbed_judge(struct img_chain *c, unsigned to, const struct img_marker
 	a->same_leaf = memcmp(m->leaf_uuid, c->layer[0]->info.uuid, 16) == 0;
 	a->target_same = memcmp(m->target, target, sizeof(target)) == 0;
 	a->above_same = a->same_leaf && memcmp(m->above, above, sizeof(above)) == 0;
-	a->sure = trusted(m, c->layer[to]) && sums_boot(boot) &&
-		  memcmp(m->boot, boot, sizeof(boot)) == 0 &&
+	a->trusted = trusted(m, c->layer[to]);
+	a->replaced = !a->target_same && replaced(c->layer[to], m);
+	a->sure = a->trusted && sums_boot(boot) && memcmp(m->boot, boot, sizeof(boot)) == 0 &&
 		  settled(c->layer[to], &m->st.st_mtim, m->st.st_dev);
 	for (unsigned i = 0; a->above_same && i < to; i++)
 		a->sure &= settled(c->layer[i], &m->st.st_mtim, m->st.st_dev);

@@ -152,6 +152,7 @@ struct img_marker {
 	/* MERGED, KEPT: img_identity() of the disk and of what was merged; zero: not any more */
 	uint8_t target[16], above[16];
 	uint8_t boot[16]; /* when that was so */
+	uint8_t file[16]; /* which file the disk is, whatever is in it; zero: not known */
 	char leaf[4096];  /* its path */
 	struct stat st;	  /* of the marker, where it was read */
 	bool plain;	  /* and no link led there */
@@ -192,6 +193,8 @@ struct img_absorbed {
 	bool above_same,
 		target_same; /* nobody has written to the files, by what they say themselves */
 	bool sure;	     /* and that is worth something */
+	bool trusted;	     /* nobody else made the marker */
+	bool replaced;	     /* the target is another file now, or an older one was put back */
 };
 /* What marker M, which is beside layer TO and about the one above it, is worth now. */
 int img_absorbed_judge(struct img_chain *c, unsigned to, const struct img_marker *m,

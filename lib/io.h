@@ -156,6 +156,15 @@ bool io_same(const struct stat *a, const struct stat *b);
 /* The same, links followed; not when one of them cannot be seen. */
 bool io_same_file(const char *a, const char *b);
 
+/*
+ * What tells a file from all others: inodes are used again, with the time of birth (in ns, 0 where
+ * the system does not tell it) they are not. DIR, NAME and FLAGS as for statx(2). -1 with errno.
+ */
+struct io_id {
+	uint64_t ino, birth;
+};
+int io_id_get(int dir, const char *name, int flags, struct io_id *id);
+
 /* malloc'd string: the folder part of PATH ("." when none). NULL without memory. */
 char *io_dirname(const char *path);
 /* Pointer into PATH behind the last slash. */

@@ -72,7 +72,8 @@ static bool parse_identities(const char **p, struct img_marker *m)
 {
 	return strncmp(*p, "target ", 7) != 0 ||
 	       (parse_uuid(p, "target ", m->target) && parse_uuid(p, "above ", m->above) &&
-		parse_uuid(p, "boot ", m->boot));
+		parse_uuid(p, "boot ", m->boot) &&
+		(strncmp(*p, "file ", 5) != 0 || parse_uuid(p, "file ", m->file)));
 }
 
 static int parse(const char *path, const char *text, struct img_marker *m, struct img_err *err)
@@ -163,15 +164,18 @@ static int store(const char *path, const char *real, const char *text, struct im
 
 static char *identities(const struct img_marker *m)
 {
-	char target[33], above[33], boot[33], *text;
+	char target[33], above[33], boot[33], file[33], *text;
 
 	if (m->state != IMG_MARKER_MERGED && m->state != IMG_MARKER_KEPT)
 		return strdup("");
 	hex(m->target, target);
 	hex(m->above, above);
 	hex(m->boot, boot);
-	return asprintf(&text, "target %s\nabove %s\nboot %s\n", target, above, boot) < 0 ? NULL
-											  : text;
+	hex(m->file, file);
+	return asprintf(&text, "target %s\nabove %s\nboot %s\nfile %s\n", target, above, boot,
+			file) < 0
+		       ? NULL
+		       : text;
 }
 
 int img_marker_store(const char *real, const struct img_marker *m, struct img_err *err)

@@ -123,10 +123,10 @@ int merge_again(struct merge *m, const struct img_marker *marker, struct img_err
 		return other(m, marker, err);
 	if (img_absorbed_judge(m->c, m->to, marker, &a, err) < 0)
 		return -1;
-	if (marker->state == IMG_MARKER_MERGED && a.above_same) {
+	if (marker->state == IMG_MARKER_MERGED && a.above_same && a.trusted && !a.replaced) {
 		/* It was being removed: who wrote to the target meanwhile does not matter. */
 		m->merged = true;
-	} else if (a.sure && a.above_same && (a.target_same || m->opts->del)) {
+	} else if (a.sure && a.above_same && (a.target_same || (m->opts->del && !a.replaced))) {
 		m->merged = true;
 	} else if (!m->opts->again && !(a.sure && a.target_same)) {
 		if (compare(m, &same, &at, err) < 0)

@@ -46,6 +46,30 @@ bool io_same_file(const char *a, const char *b)
 	return stat(a, &sa) == 0 && stat(b, &sb) == 0 && io_same(&sa, &sb);
 }
 
+int io_id_get(int dir, const char *name, int flags, struct io_id *id)
+{
+	struct stat st;
+#ifdef STATX_BTIME
+	struct statx sx;
+
+	if (statx(dir, name, flags, STATX_INO | STATX_BTIME, &sx) == 0) {
+		id->ino = sx.stx_ino;
+		id->birth =
+			sx.stx_mask & STATX_BTIME
+				? (uint64_t)sx.stx_btime.tv_sec * 1000000000u + sx.stx_btime.tv_nsec
+				: 0;
+		return 0;
+	}
+	/* Where it is not known, or not allowed, it never is. */
+	if (errno != ENOSYS && errno != EPERM)
+		return -1;
+#endif
+	if (fstatat(dir, name, &st, flags) < 0)
+		return -1;
+	*id = (struct io_id){.ino = st.st_ino};
+	return 0;
+}
+
 /* A name beside PATH that nobody uses: hidden, recognisable, random. Owned by the caller. */
 static char *temporary_name(const char *path)
 {

@@ -70,22 +70,11 @@ static void hash_final(const XXH3_state_t *h, uint8_t out[SUM_LEN])
 	memcpy(out, c.digest, SUM_LEN);
 }
 
-/* Inode numbers are used again: with the time of birth, where the system tells it, they are not. */
-static int identity(struct io_file *f, uint64_t *ino, uint64_t *birth, struct img_err *err)
+static int identity(struct io_file *f, struct io_id *id, struct img_err *err)
 {
-	struct stat st;
-
-	if (fstat(f->fd, &st) < 0)
-		return img_err_errno(err, errno, "%s: cannot stat", f->path);
-	*ino = st.st_ino;
-	*birth = 0;
-#ifdef STATX_BTIME
-	struct statx sx;
-
-	if (statx(f->fd, "", AT_EMPTY_PATH, STATX_BTIME, &sx) == 0 && (sx.stx_mask & STATX_BTIME))
-		*birth = (uint64_t)sx.stx_btime.tv_sec * 1000000000u + sx.stx_btime.tv_nsec;
-#endif
-	return 0;
+	return io_id_get(f->fd, "", AT_EMPTY_PATH, id) < 0
+		       ? img_err_errno(err, errno, "%s: cannot stat", f->path)
+		       : 0;
 }
 
 static int put(struct sidecar *s, const void *buf, size_t len, struct img_err *err)
@@ -112,12 +101,12 @@ static int put_head(struct sidecar *s, struct io_file *f, struct img_err *err)
 {
 	uint8_t h[HEAD_LEN] = "qsm-undo";
 
-	if (identity(f, &s->ino, &s->birth, err) < 0)
+	if (identity(f, &s->id, err) < 0)
 		return -1;
 	be32_put(h + 8, 1);
 	be32_put(h + 12, s->kind);
-	be64_put(h + 16, s->ino);
-	be64_put(h + 24, s->birth);
+	be64_put(h + 16, s->id.ino);
+	be64_put(h + 24, s->id.birth);
 	be64_put(h + 32, s->length);
 	return put(s, h, sizeof(h), err);
 }
@@ -251,25 +240,25 @@ int sidecar_open(struct sidecar *s, struct io_file *f, const char *path, bool wr
 	if (memcmp(h, "qsm-undo", 8) != 0 || be32_get(h + 8) != 1 ||
 	    (s->kind != UNDO_ROLLBACK && s->kind != UNDO_KEEP))
 		return bad(s, "not what this version saves", err);
-	s->ino = be64_get(h + 16);
-	s->birth = be64_get(h + 24);
+	s->id.ino = be64_get(h + 16);
+	s->id.birth = be64_get(h + 24);
 	s->length = be64_get(h + 32);
 	return s->length > INT64_MAX ? bad(s, "an impossible length", err) : 0;
 }
 
 int sidecar_check_identity(struct sidecar *s, struct io_file *f, struct img_err *err)
 {
-	uint64_t ino, birth;
+	struct io_id id;
 
-	if (identity(f, &ino, &birth, err) < 0)
+	if (identity(f, &id, err) < 0)
 		return -1;
-	if (ino == s->ino && birth == s->birth)
+	if (id.ino == s->id.ino && id.birth == s->id.birth)
 		return 0;
 	return img_err_set(
 		err, IMG_DATA,
 		"%s: saved from another file (inode %" PRIu64 ") than %s (inode %" PRIu64
 		"); if both were copied together use vhd-check --undo --force, else remove it",
-		s->file.path, s->ino, f->path, ino);
+		s->file.path, s->id.ino, f->path, id.ino);
 }
 
 /* Calls FN (may be NULL) for each record, positioned at its bytes, which FN may leave unread. */

@@ -15,7 +15,8 @@ struct sidecar {
 	uint8_t *buf;
 	/* head */
 	uint32_t kind;
-	uint64_t ino, birth, length;
+	struct io_id id;
+	uint64_t length;
 };
 
 enum sidecar_state {

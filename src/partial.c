@@ -83,31 +83,13 @@ bool partial_is_applied(const struct partial *p)
 	return p->marked && p->applied;
 }
 
-/*
- * The inode of one that is removed soon belongs to another file:
- * with the time of birth, where the system tells it, it does not.
- */
 int partial_file_id(const char *path, uint64_t *id)
 {
-	struct stat st;
+	struct io_id of;
 
-	if (lstat(path, &st) < 0)
+	if (io_id_get(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, &of) < 0)
 		return -1;
-	*id = st.st_ino;
-#ifdef STATX_BTIME
-	struct statx sx;
-
-	/* Where it is not known, or not allowed, it never is. */
-	if (statx(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, STATX_INO | STATX_BTIME, &sx) < 0) {
-		if (errno != ENOSYS && errno != EPERM)
-			return -1;
-	} else if (sx.stx_mask & STATX_BTIME) {
-		const uint64_t all[] = {sx.stx_ino, (uint64_t)sx.stx_btime.tv_sec,
-					sx.stx_btime.tv_nsec};
-
-		*id = XXH3_64bits(all, sizeof(all));
-	}
-#endif
+	*id = of.birth ? XXH3_64bits(&of, sizeof(of)) : of.ino;
 	return 0;
 }
 

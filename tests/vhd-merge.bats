@@ -274,6 +274,59 @@ guest() {
 	vhd-sum --check sum
 }
 
+# The merge is killed when it was to remove the child.
+not_removed() {
+	need strace
+	pair
+	mkdir backup
+	cp -p base.vhd backup
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=unlink \
+		-e inject=unlink:signal=KILL:when=1 vhd-merge -q --delete leaf.avhd
+	assert_status 137
+	grep -q '^state merged' base.vhd.merging
+}
+
+# What was put back does not hold what the child holds.
+keeps_child() {
+	refuses 78 vhd-merge --delete leaf.avhd
+	[[ $stderr == *"--again, as when "*"base.vhd was put back from a backup"* ]]
+	vhd-merge -q --delete --again leaf.avhd
+	[ ! -e leaf.avhd ]
+	is_raw base.vhd leaf.raw
+}
+
+@test "killed while the child is removed, and the parent is put back from a backup: the child stays" {
+	not_removed
+	cp backup/base.vhd new && mv new base.vhd
+	keeps_child
+}
+
+@test "killed while the child is removed, and the parent is put back with its times: the child stays" {
+	not_removed
+	cp -p backup/base.vhd base.vhd
+	keeps_child
+}
+
+@test "a child that was merged stays when the parent was put back from a backup, and served" {
+	need nbdkit qemu-io
+	[ -f "$QSM_PLUGIN" ] || skip "needs the plugin"
+	pair
+	cp base.vhd new
+	vhd-merge -q leaf.avhd
+	mv new base.vhd
+	nbdkit -U - "$QSM_PLUGIN" file=base.vhd --run 'env -u LD_PRELOAD qemu-io -f raw -c "read 0 512" "$uri"' >/dev/null
+	grep -q '^target 0*$' base.vhd.absorbed
+	keeps_child
+}
+
+@test "killed while the child is removed: another user's word for it is not taken" {
+	needs_root
+	not_removed
+	cp backup/base.vhd base.vhd
+	chown nobody base.vhd.merging
+	keeps_child
+}
+
 @test "another user's word that a child was merged is not taken" {
 	needs_root
 	pair
