@@ -19,6 +19,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <jansson.h>
@@ -379,30 +380,48 @@ static void *control_loop(void *arg)
 	return NULL;
 }
 
-/* A socket that nobody answers on is what a killed server left behind. */
+/* 0: nobody answers there; 1: somebody does. */
+static int answers(const struct sockaddr_un *addr, struct img_err *err)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), ret;
+
+	if (fd < 0)
+		return img_err_errno(err, errno, "%s: socket", addr->sun_path);
+	ret = connect(fd, (const struct sockaddr *)addr, sizeof(*addr));
+	ret = ret == 0 || errno != ECONNREFUSED;
+	close(fd);
+	return ret;
+}
+
+/*
+ * A socket that nobody answers on is what a killed server left behind. Who looks at
+ * /proc/PID/fdinfo, as lsof does, keeps it alive beyond the end of that server, for a moment:
+ * looked at again, for about a tenth of a second.
+ */
 static int remove_stale(const struct sockaddr_un *addr, struct img_err *err)
 {
+	struct timespec pause = {0, 1000000};
 	struct stat st;
-	int fd, ret;
+	int ret;
 
 	if (lstat(addr->sun_path, &st) < 0)
 		return 0;
 	if (!S_ISSOCK(st.st_mode))
 		return img_err_set(err, IMG_CANTCREAT, "%s: exists and is no socket",
 				   addr->sun_path);
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return img_err_errno(err, errno, "%s: socket", addr->sun_path);
-	ret = connect(fd, (const struct sockaddr *)addr, sizeof(*addr));
-	if (ret == 0 || errno != ECONNREFUSED)
-		ret = img_err_set(err, IMG_AGAIN, "%s: another server listens there",
-				  addr->sun_path);
-	else
-		ret = unlink(addr->sun_path) < 0 && errno != ENOENT
-			      ? img_err_errno(err, errno, "%s: unlink", addr->sun_path)
-			      : 0;
-	close(fd);
-	return ret;
+	ret = answers(addr, err);
+	for (; ret == 1 && pause.tv_nsec < 100000000; pause.tv_nsec *= 2) {
+		nanosleep(&pause, NULL);
+		ret = answers(addr, err);
+	}
+	if (ret < 0)
+		return -1;
+	if (ret)
+		return img_err_set(err, IMG_AGAIN, "%s: another server listens there",
+				   addr->sun_path);
+	if (unlink(addr->sun_path) < 0 && errno != ENOENT)
+		return img_err_errno(err, errno, "%s: unlink", addr->sun_path);
+	return 0;
 }
 
 int control_bind(struct disk *d, struct img_err *err)

@@ -315,6 +315,23 @@ model_run() {
 	[ "$(cat "$d/text")" = precious ]
 }
 
+@test "a socket that is alive for a moment after its server's end is replaced" {
+	vhd-create --size=8M "$d/leaf"
+	python3 - "$s/a.ctl" 3>&- <<-'PY' &
+		import socket, sys, time
+		listener = socket.socket(socket.AF_UNIX)
+		listener.bind(sys.argv[1])
+		listener.listen()
+		listener.settimeout(100)
+		# gone once somebody has seen it, without a word
+		listener.accept()
+		time.sleep(0.01)
+	PY
+	wait_for grep -q " 00010000 .* $s/a.ctl\$" /proc/net/unix
+	serve a file="$d/leaf"
+	control a status | jq -e .ok
+}
+
 @test "nonsense on the control socket is answered and harms nobody" {
 	vhd-create --size=8M "$d/leaf"
 	serve a file="$d/leaf"
