@@ -453,14 +453,14 @@ ending_server() {
 @test "a server that ends has ended when its last thread has" {
 	ending_server
 	stop_servers
-	flock -n disk true
+	flock -w 0.1 disk true
 	[ ! -e vda.nbd ]
 }
 
 @test "a server that was killed has ended when another one is started in its place" {
 	ending_server
 	d_target=vda d_readonly=false dir=$PWD
-	detach() { flock -n disk true || fail "it still has the disk"; }
+	detach() { flock -w 0.1 disk true || fail "it still has the disk"; }
 	start_server
 }
 

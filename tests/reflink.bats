@@ -10,7 +10,7 @@ setup() {
 }
 
 teardown() {
-	! mountpoint -q "$BATS_TEST_TMPDIR/w/fs" || umount "$BATS_TEST_TMPDIR/w/fs"
+	! mountpoint -q "$BATS_TEST_TMPDIR/w/fs" || umount -l "$BATS_TEST_TMPDIR/w/fs"
 }
 
 # The file system TYPE on fs/, of a size that every mkfs accepts.

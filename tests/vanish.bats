@@ -99,8 +99,7 @@ finishes() {
 		vhd-send --raw --checkpoint=1M --resume="$(vhd-recv --token fs/out)" disk.raw | tee rest |
 			vhd-recv --type=raw fs/out
 		cmp fs/out disk.raw
-		[ "$(stat -c %s rest)" -lt $((24 * 1048576 - at + 10000)) ]
-		umount fs'
+		[ "$(stat -c %s rest)" -lt $((24 * 1048576 - at + 10000)) ]'
 	[ "$status" -ne 99 ] || skip "cannot mount here"
 	assert_status 0
 	[ "$(cat send.status) $(cat recv.status)" = "69 73" ] || fail "$(cat send.status recv.status send.err recv.err)"

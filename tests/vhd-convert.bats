@@ -397,7 +397,8 @@ teardown() {
 	mount "$device" mnt || skip "cannot mount"
 	before=$(sha fs.img)
 	run --separate-stderr vhd-convert -f --type=raw d.vhd "$device"
-	umount mnt
+	# It is busy for a moment when somebody looks at all open files just then.
+	wait_for umount mnt
 	assert_status 75
 	e2fsck -fn fs.img >/dev/null
 }
