@@ -159,18 +159,19 @@ out:
 }
 
 /* First claims, then looks: of two that come together at least one sees the other. */
-static int claim(struct io_file *f, enum io_lock lock)
+static int claim(struct io_file *f, enum io_lock lock, struct img_err *err)
 {
 	unsigned hold = modes[lock].hold, deny = modes[lock].deny;
 	int taken, errnum;
 
 	if (apply(f->fd, hold, deny, false) < 0)
-		return -1;
+		return img_err_errno(err, errno, "%s: cannot lock", f->path);
 	taken = conflict(f->fd, hold, deny);
 	errnum = errno;
 	if (taken)
 		apply(f->fd, modes[f->lock].hold, modes[f->lock].deny, true);
-	errno = errnum;
+	if (taken < 0)
+		return img_err_errno(err, errnum, "%s: cannot tell whether it is locked", f->path);
 	return taken;
 }
 
@@ -196,15 +197,15 @@ static int still_taken(int fd, enum io_lock lock)
 int io_lock(struct io_file *f, enum io_lock lock, struct img_err *err)
 {
 	char who[128];
-	int taken = claim(f, lock);
+	int taken = claim(f, lock, err);
 
 	for (unsigned i = 0; taken == 1 && i < PATIENCE; i++) {
 		if (still_taken(f->fd, lock) == 1)
 			break;
-		taken = claim(f, lock);
+		taken = claim(f, lock, err);
 	}
 	if (taken < 0)
-		return img_err_errno(err, errno, "%s: cannot lock", f->path);
+		return -1;
 	if (taken) {
 		find_holder(f->fd, who, sizeof(who));
 		return img_err_set(err, IMG_AGAIN,
