@@ -100,12 +100,15 @@ int fs_find(const struct fs *fs, const char *path)
 static void set_name(struct fs *fs, const char *path, int node)
 {
 	int i = fs_find(fs, path);
+	size_t len = strlen(path);
 
 	if (i < 0) {
 		if (fs->names == FS_NAMES)
 			die("too many names");
+		if (len >= FS_PATH)
+			die("%s: too long a name", path);
 		i = fs->names++;
-		snprintf(fs->name[i].path, FS_PATH, "%s", path);
+		memcpy(fs->name[i].path, path, len + 1);
 	}
 	fs->name[i].node = node;
 }

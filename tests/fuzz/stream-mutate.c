@@ -420,9 +420,10 @@ static size_t edit(uint8_t *p, size_t n, size_t max, const uint8_t *other, size_
 	}
 	i = rnd(l.n);
 	k = rnd(l.n);
+	o.n = 0;
 	if (other)
 		list_records(&o, other, other_n);
-	switch (rnd(other && o.n ? 12 : 10)) {
+	switch (rnd(o.n ? 12 : 10)) {
 	case 0:
 		return replace(p, n, max, l.at[i], l.len[i], NULL, 0);
 	case 1:
