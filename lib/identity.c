@@ -8,6 +8,7 @@
 #include <xxhash.h>
 
 #include "img_impl.h"
+#include "sums.h"
 
 enum { ENTRY = 16 + 6 * 8 };
 
@@ -44,4 +45,17 @@ int img_identity(struct img_chain *c, unsigned from, unsigned to, uint8_t out[IM
 	}
 	memcpy(out, buf, IMG_SUM_BYTES);
 	return 0;
+}
+
+bool img_identity_boot(uint8_t id[IMG_SUM_BYTES])
+{
+	uint8_t buf[IMG_SUM_BYTES + 16];
+	XXH128_canonical_t sum;
+
+	if (!sums_boot(buf + IMG_SUM_BYTES))
+		return false;
+	memcpy(buf, id, IMG_SUM_BYTES);
+	XXH128_canonicalFromHash(&sum, XXH3_128bits(buf, sizeof(buf)));
+	memcpy(id, sum.digest, IMG_SUM_BYTES);
+	return true;
 }

@@ -309,6 +309,11 @@ void img_sum_final(struct img_sum *s, char out[IMG_SUM_STR]);
 int img_identity(struct img_chain *c, unsigned from, unsigned to, uint8_t out[IMG_SUM_BYTES],
 		 struct img_err *err);
 /*
+ * Makes it one of this run of the system: after power loss a file may have newer content than its
+ * times. False: no run is told from another.
+ */
+bool img_identity_boot(uint8_t id[IMG_SUM_BYTES]);
+/*
  * Sums of the chunks of a disk are kept beside it, in FILE.sums, while nobody has written to its
  * files (lib/sums.c says how that is known). Of small disks none are kept. All this fails
  * silently: then they are not known, and must be read again.

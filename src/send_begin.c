@@ -67,8 +67,11 @@ int send_describe(struct send *s, struct img_err *err)
 	s->base = img_layers(s->chain);
 	if ((s->from && describe_base(s, err)) || (s->sums && describe_stale(s, err)))
 		return -1;
-	b->has_source = true;
-	return img_identity(s->chain, 0, s->base, b->source, err);
+	if (img_identity(s->chain, 0, s->base, b->source, err))
+		return -1;
+	/* What comes of a difference is compared with the disk, whatever the files say. */
+	b->has_source = s->sums || img_identity_boot(b->source);
+	return 0;
 }
 
 static int sum_base(struct send *s, struct img_err *err)

@@ -141,6 +141,29 @@ came_whole() {
 	came_whole raw
 }
 
+# After the power was cut, the times of a file may be older than its content; what is written to a mapping of a file
+# on tmpfs changes none either.
+@test "a source that was changed, and has its old times since the system was started again, is refused" {
+	need unshare
+	cat >change.py <<-'END'
+		import mmap
+		with open('small/disk.raw', 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:
+		    m[1500000] ^= 1
+	END
+	echo 01234567-89ab-4def-8123-456789abcdef >boot
+	small_fs 20M '
+		send="vhd-send --raw --checkpoint=1M small/disk.raw"
+		cp disk.raw small/
+		$send 2>/dev/null | head -c 3500000 | vhd-recv --type=raw out
+		$send --resume="$(vhd-recv --token out)" >rest || exit 98
+		mount --bind boot /proc/sys/kernel/random/boot_id || exit 99
+		$send --resume="$(vhd-recv --token out)" >rest || exit 97
+		'"$python"' change.py
+		$send --resume="$(vhd-recv --token out)" 2>why >/dev/null
+		[ $? -eq 65 ]'
+	grep changed why
+}
+
 @test "a token of another disk, of other options, or none" {
 	send_cut 3500000 | vhd-recv --type=raw out || :
 	local t
