@@ -149,7 +149,7 @@ static int search_dir(const struct img_chain *c, const struct img *parent, const
 	char *path;
 	int rc = 0;
 
-	while (d && rc == 0 && (e = readdir(d))) {
+	while (d && rc == 0 && (errno = 0, e = readdir(d))) {
 		if (asprintf(&path, "%s/%s", dir, e->d_name) < 0) {
 			rc = img_err_errno(err, ENOMEM, "%s", dir);
 			break;
@@ -157,6 +157,12 @@ static int search_dir(const struct img_chain *c, const struct img *parent, const
 		rc = try_file(c, parent, path, settle, fn, ctx, err);
 		free(path);
 	}
+	/* A folder that is not there holds none. */
+	if (rc == 0 && errno && (d || errno != ENOENT))
+		rc = img_err_errno(
+			err, errno,
+			"%s: cannot be read, so nobody knows whether %s has another child there",
+			dir, parent->file.path);
 	if (d)
 		closedir(d);
 	return rc;

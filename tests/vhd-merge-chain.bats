@@ -196,6 +196,28 @@ refuses() {
 	is_raw bases/base.vhd leaf.raw
 }
 
+@test "where a folder cannot be read, nobody knows of another child, and nothing is begun" {
+	needs_root
+	mkdir more
+	model make base.vhd --size=8M --fill=9:4K
+	vhd-snap -q --output=leaf.avhd base.vhd
+	vhd-snap -q --output=more/other.avhd base.vhd
+	cp base.vhd before
+	chmod 666 base.vhd leaf.avhd
+	chmod 777 .
+	chmod 711 more
+	local d
+	for d in "$BATS_RUN_TMPDIR" "${BATS_TEST_TMPDIR%/*}" "$BATS_TEST_TMPDIR"; do
+		chmod a+x "$d"
+	done
+	run --separate-stderr setpriv --reuid=65534 --regid=65534 --clear-groups \
+		vhd-merge --parent-dir=more leaf.avhd
+	[[ $stderr != *setpriv* ]] || skip "cannot be somebody else here"
+	assert_status 77
+	[[ $stderr == *"more: cannot be read"*"another child"* ]] || fail "$stderr"
+	cmp base.vhd before
+}
+
 @test "another child of a raw parent is known by the name" {
 	head -c 1M /dev/urandom >base.img
 	model make leaf.avhd --parent=base.img --raw-parent --fill=9:4K
