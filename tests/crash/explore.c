@@ -2,7 +2,7 @@
 /*
  * explore: what is left of an operation that was cut short.
  *
- *   explore [--op=NAME]… [--seed=HEX] [--states=N] [--seconds=N] [--dir=DIR]
+ *   explore [--op=NAME]… [--seed=HEX] [--states=N] [--kept] [--seconds=N] [--dir=DIR]
  *   explore --replay=NAME:HEX:STEPS
  *
  * An operation is run once on small images and its changes are recorded (record.h). Then every
@@ -74,6 +74,7 @@ struct arguments {
 	int n;
 	uint64_t seed;
 	unsigned long states, seconds; /* whichever comes first */
+	bool kept;		       /* more, until sums that are kept were believed */
 	const char *dir;
 	char *replay;
 };
@@ -215,10 +216,13 @@ static bool try_state(struct job *j, struct session *s, const struct fs *st, uns
 		return true;
 	count.again++;
 	char *end = push_step(j, "run");
+	const bool unsure = j->w.unsure;
 
+	j->w.unsure |= kept_removal_failed(&s->tape);
 	ok = record(j, &next, st, true) || failed(j, &s->tape, n, c);
 	if (ok && depth < DEPTH && rng_one_in(&j->rng, j->op->positional ? 25 : 5))
 		ok = cut_again(j, &next, depth + 1);
+	j->w.unsure = unsure;
 	session_free(&next);
 	if (ok)
 		*end = '\0';
@@ -500,7 +504,8 @@ static bool explore(struct job *j, const struct op *op, const struct arguments *
 	do
 		if (!scenario(j, op, rng_next(&r) >> 16, f))
 			return false;
-	while (states() < a->states && seconds_now() - began < (double)a->seconds);
+	while ((states() < a->states || (a->kept && !kept_believed && states() < 20 * a->states)) &&
+	       seconds_now() - began < (double)a->seconds);
 	printf("ok: %s: %lu states (%lu prefixes, %lu subsets and torn writes, %lu failed calls, %lu kills, "
 	       "%lu of a second crash) of %lu scenarios, finished %lu times, "
 	       "%lu kept sums believed, %.1f s\n",
@@ -586,6 +591,7 @@ static bool replay_steps(struct job *j, char *steps)
 			failed(j, &s.tape, n, c);
 		if (!step)
 			break;
+		j->w.unsure |= kept_removal_failed(&s.tape);
 	}
 	session_free(&s);
 	fs_free(&base);
@@ -656,8 +662,8 @@ static void remove_folder(struct folder *f)
 
 static void usage(FILE *f)
 {
-	fputs("usage: explore [--op=NAME]... [--seed=HEX] [--states=N] [--seconds=N]\n"
-	      "               [--dir=DIR]\n"
+	fputs("usage: explore [--op=NAME]... [--seed=HEX] [--states=N] [--kept]\n"
+	      "               [--seconds=N] [--dir=DIR]\n"
 	      "       explore --replay=NAME:SEED:STEPS [--dir=DIR]\n"
 	      "operations:",
 	      f);
@@ -669,10 +675,15 @@ static void usage(FILE *f)
 static void parse_arguments(struct arguments *a, int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"op", required_argument, NULL, 'o'},	   {"seed", required_argument, NULL, 's'},
-		{"states", required_argument, NULL, 'n'},  {"dir", required_argument, NULL, 'd'},
-		{"seconds", required_argument, NULL, 't'}, {"replay", required_argument, NULL, 'r'},
-		{"help", no_argument, NULL, 'h'},	   {NULL, 0, NULL, 0},
+		{"op", required_argument, NULL, 'o'},
+		{"seed", required_argument, NULL, 's'},
+		{"states", required_argument, NULL, 'n'},
+		{"dir", required_argument, NULL, 'd'},
+		{"seconds", required_argument, NULL, 't'},
+		{"replay", required_argument, NULL, 'r'},
+		{"kept", no_argument, NULL, 'k'},
+		{"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0},
 	};
 	int opt;
 
@@ -684,6 +695,8 @@ static void parse_arguments(struct arguments *a, int argc, char **argv)
 			a->seed = strtoull(optarg, NULL, 16);
 		else if (opt == 'n')
 			a->states = strtoul(optarg, NULL, 10);
+		else if (opt == 'k')
+			a->kept = true;
 		else if (opt == 't')
 			a->seconds = strtoul(optarg, NULL, 10);
 		else if (opt == 'd')

@@ -131,7 +131,7 @@ static bool holds(struct world *w, const char *name)
 }
 
 /* What was removed may come back then, as in record.c's unlink(). */
-static bool removal_failed(const struct tape *t)
+bool kept_removal_failed(const struct tape *t)
 {
 	for (unsigned i = 1; i < t->n; i++)
 		if (t->ev[i].kind == EV_SYNC_DIR && t->ev[i].failed &&
@@ -149,7 +149,7 @@ bool kept_holds(struct world *w, const struct when *when)
 	if (n < 0)
 		die("%s cannot be read", w->dir);
 	for (int i = 0; i < n; i++)
-		any |= is_sums(all[i]->d_name) && !removal_failed(when->tape);
+		any |= is_sums(all[i]->d_name) && !w->unsure && !kept_removal_failed(when->tape);
 	for (int i = 0; i < n; i++) {
 		ok = ok && (!any || !is_disk(all[i]->d_name) || holds(w, all[i]->d_name));
 		free(all[i]);

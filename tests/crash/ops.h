@@ -19,6 +19,7 @@ struct world {
 	bool big;		   /* large blocks: fewer states */
 	bool wide;		   /* many small blocks: a BAT of several sectors */
 	unsigned runs;		   /* so far: what is written differs every time */
+	bool unsure;		   /* kept sums whose removal failed earlier may be back */
 	void *op;		   /* the operation's own; freed with free() */
 	char why[3000];		   /* what does not hold */
 };
