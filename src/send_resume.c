@@ -20,7 +20,8 @@ static int check_token(const struct send *s, struct img_err *err)
 	if (t->size != b->size || memcmp(t->uuid, b->has_uuid ? b->uuid : none, 16)) {
 		img_uuid_str(t->uuid, uuid);
 		return img_err_set(err, IMG_DATA,
-				   "%s: the token is of another disk, UUID %s, %" PRIu64 " bytes",
+				   "%s: the token is of another disk, UUID %s, %" PRIu64
+				   " bytes; vhd-recv --abort drops what came of that",
 				   s->disk, uuid, t->size);
 	}
 	if (t->kind != b->kind || memcmp(t->base_uuid, b->base_uuid, 16)) {

@@ -170,6 +170,7 @@ came_whole() {
 	t=$(vhd-recv --token out)
 	head -c 9M /dev/zero >other.raw
 	refused 65 vhd-send --raw --resume="$t" other.raw
+	[[ $stderr == *"another disk"*--abort* ]]
 	model make base.vhd --size=8M
 	refused 65 vhd-send --resume="$t" base.vhd
 	for bad in x qsm1. "${t%?}" "${t}A" "${t/A/B}" "qsm9.${t#qsm1.}"; do
