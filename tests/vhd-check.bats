@@ -1271,9 +1271,9 @@ cut_short() {
 		'"$python $top/tests/model/vhdmodel.py"' make disk.vhd --size=2M --fill=9:4K
 		dd if=/dev/zero of=disk.vhd bs=512 count=1 conv=notrunc status=none
 		dd if=/dev/urandom of=fill bs=1M status=none || :
-		sha256sum disk.vhd >/tmp/sum.$$
+		sha256sum disk.vhd >'"$BATS_TEST_TMPDIR/sum"'
 		vhd-check --repair disk.vhd; s=$?
-		sha256sum -c /tmp/sum.$$ && rm /tmp/sum.$$ && [ $s -eq 73 ] && [ "$(echo disk.vhd*)" = disk.vhd ]'
+		sha256sum -c '"$BATS_TEST_TMPDIR/sum"' && [ $s -eq 73 ] && [ "$(echo disk.vhd*)" = disk.vhd ]'
 }
 
 @test "a disk that is in use: 75, and --unlocked looks at it all the same" {
