@@ -22,9 +22,9 @@ alive() { # PID MARK
 	[ -n "$1" ] && grep -qF -e "$2" "/proc/$1/cmdline" 2>/dev/null
 }
 
-# It ended with all its threads, and what they had open is closed; nobody may have waited for it yet. (Its
-# command line is no sign: it is empty for a moment while a process executes another program, and from
-# when it begins to end, which takes as long as the writes that are under way.)
+# It ended with all its threads, and what they had open is closed; nobody may have waited for it
+# yet. (Its command line is no sign: it is empty for a moment while a process executes another
+# program, and from when it begins to end, which takes as long as the writes that are under way.)
 gone() { # PID
 	case $(sed -n 's/^State:[[:space:]]*//p; s/^Threads:/, threads:/p' "/proc/$1/status" 2>/dev/null | tr -d '\n\t') in
 	'' | [ZX]*', threads:'[01]) return 0 ;;
