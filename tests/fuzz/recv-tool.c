@@ -131,17 +131,17 @@ static void check_dropped(const struct tool *t)
 }
 
 /* What the page says of the stream, and of what it must fit. */
-static bool wanted(const struct tool *t, const struct model *m)
+static bool wanted(const struct model *m)
 {
-	/* What its content sum says of a difference is seen when all is read. */
-	if (t->verify && m->kind == STREAM_DIFFERENCE && !m->content_right)
+	/* What a difference makes of its base is read before it is taken, also without --verify. */
+	if (m->kind == STREAM_DIFFERENCE && !m->content_right)
 		return false;
 	return m->ok && !m->own_base && !m->other_base;
 }
 
 static void verdict(const struct tool *t, bool taken, const struct model *m, const char *what)
 {
-	if (taken != wanted(t, m))
+	if (taken != wanted(m))
 		fuzz_die(&t->err, "%s %s by vhd-recv, but the page says: %s at %zu", what,
 			 taken ? "is accepted" : "is refused", m->ok ? "right" : m->why, m->at);
 	if (taken)
@@ -207,7 +207,7 @@ void recv_by_tool(const uint8_t *p, size_t n, const struct model *m, const uint8
 
 	if (m->too_large || !start(&t, m, head))
 		return;
-	if (head[2] && wanted(&t, m) && m->marks)
+	if (head[2] && wanted(m) && m->marks)
 		in_two_pieces(&t, p, n, head);
 	else
 		verdict(&t, receive(&t, p, n), m, "the stream");
