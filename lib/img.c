@@ -313,6 +313,11 @@ struct img_new {
 	bool force, named, complete;
 };
 
+bool img_block_size_ok(uint32_t size)
+{
+	return u64_is_pow2(size) && size >= IMG_BLOCK_MIN && size <= IMG_BLOCK_MAX;
+}
+
 static int check_create(const char *path, const struct img_create *o, struct img_err *err)
 {
 	if (o->type == IMG_RAW)
@@ -325,8 +330,7 @@ static int check_create(const char *path, const struct img_create *o, struct img
 		return img_err_set(err, IMG_USAGE,
 				   "%s: %" PRIu64 " bytes: a VHD holds at most 2040 GiB (%llu)",
 				   path, o->size, IMG_VHD_MAX_SIZE);
-	if (o->block_size &&
-	    (!u64_is_pow2(o->block_size) || o->block_size < 4096 || o->block_size > 256u << 20))
+	if (o->block_size && !img_block_size_ok(o->block_size))
 		return img_err_set(err, IMG_USAGE,
 				   "%s: the block size must be a power of two from 4K to 256M",
 				   path);

@@ -18,6 +18,8 @@
 #define IMG_MAX_LAYERS 256
 #define IMG_UUID_STR 37			 /* bytes of a printed UUID, with the NUL */
 #define IMG_VHD_MAX_SIZE (2040ull << 30) /* vhd-format §19 */
+#define IMG_BLOCK_MIN 4096u		 /* §7 */
+#define IMG_BLOCK_MAX (256u << 20)
 
 enum img_type { IMG_RAW, IMG_FIXED, IMG_DYNAMIC, IMG_DIFFERENCING };
 
@@ -83,6 +85,8 @@ const char *img_layer_real(const struct img_chain *c, unsigned layer);
 int img_find_layer(const struct img_chain *c, const char *path, struct img_err *err);
 /* "raw", "fixed", "dynamic", "differencing" */
 const char *img_type_name(enum img_type type);
+/* Whether blocks can have SIZE bytes: a power of two from IMG_BLOCK_MIN to IMG_BLOCK_MAX. */
+bool img_block_size_ok(uint32_t size);
 void img_uuid_str(const uint8_t uuid[16], char out[IMG_UUID_STR]);
 /* A new random (version 4) UUID, in Windows' byte order (vhd-format §5.2). */
 void img_uuid_new(uint8_t uuid[16]);

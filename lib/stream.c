@@ -408,8 +408,7 @@ static int begin_check(const struct stream_begin *b, uint32_t kind, uint32_t typ
 	if (type != IMG_RAW && b->size % SECTOR)
 		return stream_bad(at, err, "a disk of %llu bytes, which are no whole sectors",
 				  (unsigned long long)b->size);
-	if (b->block_size &&
-	    (!u64_is_pow2(b->block_size) || b->block_size < 4096 || b->block_size > 256u << 20))
+	if (b->block_size && !img_block_size_ok(b->block_size))
 		return stream_bad(at, err, "a block size of %u bytes", b->block_size);
 	return 0;
 }

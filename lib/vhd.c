@@ -154,30 +154,28 @@ static int open_fixed(struct img *l, struct vhd *v, struct img_err *err)
 static int check_header(struct img *l, struct vhd *v, uint64_t file_size, struct img_err *err)
 {
 	struct vhd_header *h = &v->header;
-	uint64_t need, bat_end, table_end;
+	uint64_t need, table_end;
 
-	if (!u64_is_pow2(h->block_size) || h->block_size < 4096 || h->block_size > 256u << 20)
+	if (!img_block_size_ok(h->block_size))
 		return img_err_set(err, IMG_DATA,
 				   "%s: header: block size %" PRIu32
 				   ", wanted a power of two from 4 KiB to 256 MiB",
 				   l->file.path, h->block_size);
-	need = v->footer.size / h->block_size + (v->footer.size % h->block_size != 0);
+	need = vhd_blocks(v->footer.size, h->block_size);
 	if (h->entries < need)
 		return img_err_set(err, IMG_DATA,
 				   "%s: header: the BAT has %" PRIu32 " entries, a disk of %" PRIu64
 				   " bytes needs %" PRIu64,
 				   l->file.path, h->entries, v->footer.size, need);
-	if (h->bat_off % SECTOR || h->bat_off < VHD_FOOTER_LEN ||
-	    !u64_add(h->bat_off, u64_round_up(need * 4, SECTOR), &bat_end) || bat_end > file_size ||
+	/* What the disk does not need may end with the file inside of a sector. */
+	if (!vhd_bat_place_ok(h->bat_off, need, v->footer.data_off, file_size) ||
 	    !u64_add(h->bat_off, (uint64_t)h->entries * 4, &table_end) || table_end > file_size)
 		return img_err_set(err, IMG_DATA,
-				   "%s: header: BAT of %" PRIu32 " entries at offset %" PRIu64
-				   " lies outside the file of %" PRIu64 " bytes",
-				   l->file.path, h->entries, h->bat_off, file_size);
-	if (h->bat_off < v->footer.data_off + VHD_HEADER_LEN && bat_end > v->footer.data_off)
-		return img_err_set(err, IMG_DATA,
-				   "%s: header: BAT at offset %" PRIu64 " overlaps the header",
-				   l->file.path, h->bat_off);
+				   "%s: header: a BAT of %" PRIu32 " entries at offset %" PRIu64
+				   " overlaps the header at %" PRIu64
+				   " or lies outside the file of %" PRIu64 " bytes",
+				   l->file.path, h->entries, h->bat_off, v->footer.data_off,
+				   file_size);
 	v->blocks = (uint32_t)need;
 	return 0;
 }

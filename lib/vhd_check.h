@@ -227,7 +227,6 @@ void check_report_loop(struct check *c, const char *path);
 void check_report_depth(struct check *c, unsigned layers);
 
 /* vhd_check_head.c */
-bool check_block_size_ok(uint32_t size);
 
 /* vhd_check_bat.c */
 void check_area_add(struct check *c, uint64_t off, uint64_t len, uint64_t owned, const char *what);

@@ -116,8 +116,7 @@ static int footer_fits(struct check *c, const struct vhd_footer *f, bool lax, bo
 		return -1;
 	is = got == sizeof(buf) ? vhd_header_decode(buf, &h) : VHD_NO_COOKIE;
 	*yes = (is == VHD_OK || (lax && is == VHD_BAD_CHECKSUM)) &&
-	       check_block_size_ok(h.block_size) &&
-	       f->size / h.block_size + (f->size % h.block_size != 0) <= h.entries;
+	       img_block_size_ok(h.block_size) && vhd_blocks(f->size, h.block_size) <= h.entries;
 	return 0;
 }
 

@@ -12,24 +12,14 @@
 #define USUAL_PLACE VHD_FOOTER_LEN
 #define BAT_CHUNK 16384u
 
-bool check_block_size_ok(uint32_t size)
-{
-	return u64_is_pow2(size) && size >= 4096 && size <= 256u << 20;
-}
-
 static uint64_t needed(const struct check *c, uint32_t block_size)
 {
-	return c->footer.size / block_size + (c->footer.size % block_size != 0);
+	return vhd_blocks(c->footer.size, block_size);
 }
 
-/* Whether a table of N entries, in whole sectors, can lie at OFF. */
 static bool bat_place_ok(const struct check *c, uint64_t off, uint64_t n)
 {
-	uint64_t end, head = c->footer.data_off;
-
-	return off % SECTOR == 0 && off >= VHD_FOOTER_LEN && n <= UINT32_MAX &&
-	       u64_add(off, u64_round_up(n * 4, SECTOR), &end) && end <= c->end_off &&
-	       !(off < head + VHD_HEADER_LEN && end > head);
+	return vhd_bat_place_ok(off, n, c->footer.data_off, c->end_off);
 }
 
 static bool entry_ok(const struct check *c, const struct vhd_header *h, uint64_t need, uint32_t e)
@@ -57,7 +47,7 @@ static int bat_fit(struct check *c, const struct vhd_header *h, struct fit *fit,
 	int rc = 0;
 
 	*fit = (struct fit){0};
-	if (!check_block_size_ok(h->block_size))
+	if (!img_block_size_ok(h->block_size))
 		return 0;
 	need = needed(c, h->block_size);
 	if (h->entries < need || !bat_place_ok(c, h->bat_off, h->entries))
@@ -151,9 +141,9 @@ static int prove_by_checksum(struct check *c, bool *ok, struct img_err *err)
 	};
 	size_t n = 4;
 
-	if (check_block_size_ok(bs) && needed(c, bs) <= UINT32_MAX)
+	if (img_block_size_ok(bs) && needed(c, bs) <= UINT32_MAX)
 		all[n++] = (struct guess){F_HEADER_ENTRIES, 28, 4, needed(c, bs)};
-	for (uint32_t size = 4096; size <= 256u << 20; size <<= 1)
+	for (uint32_t size = IMG_BLOCK_MIN; size <= IMG_BLOCK_MAX; size <<= 1)
 		all[n++] = (struct guess){F_HEADER_BLOCK_SIZE, 32, 4, size};
 	*ok = false;
 	for (size_t i = 0; i < n && !*ok; i++) {
@@ -185,8 +175,9 @@ static int prove_by_fields(struct check *c, struct vhd_header *h, bool *ok, stru
 	unsigned fits = 0;
 
 	*ok = true;
-	if (!check_block_size_ok(h->block_size)) {
-		for (t.block_size = 4096; t.block_size <= 256u << 20; t.block_size <<= 1) {
+	if (!img_block_size_ok(h->block_size)) {
+		for (t.block_size = IMG_BLOCK_MIN; t.block_size <= IMG_BLOCK_MAX;
+		     t.block_size <<= 1) {
 			if (needed(c, t.block_size) != h->entries)
 				continue;
 			if (bat_fits(c, &t, ok, err) < 0)

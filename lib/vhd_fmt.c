@@ -202,6 +202,20 @@ void vhd_geometry(uint64_t size, uint16_t *cylinders, uint8_t *heads, uint8_t *s
 	*sectors = (uint8_t)s;
 }
 
+uint64_t vhd_blocks(uint64_t size, uint32_t block_size)
+{
+	return size / block_size + (size % block_size != 0);
+}
+
+bool vhd_bat_place_ok(uint64_t off, uint64_t n, uint64_t head, uint64_t end)
+{
+	uint64_t bat_end;
+
+	return off % SECTOR == 0 && off >= VHD_FOOTER_LEN && n <= UINT32_MAX &&
+	       u64_add(off, u64_round_up(n * 4, SECTOR), &bat_end) && bat_end <= end &&
+	       !(off < head + VHD_HEADER_LEN && bat_end > head);
+}
+
 uint32_t vhd_bitmap_len(uint32_t block_size)
 {
 	uint32_t bits = block_size / SECTOR;

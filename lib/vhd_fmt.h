@@ -83,6 +83,14 @@ const char *vhd_verdict_str(enum vhd_verdict v);
 /* The geometry of §6 for SIZE bytes. */
 void vhd_geometry(uint64_t size, uint16_t *cylinders, uint8_t *heads, uint8_t *sectors);
 
+/* Blocks, and so BAT entries, that SIZE bytes need (§9). */
+uint64_t vhd_blocks(uint64_t size, uint32_t block_size);
+/*
+ * Whether a BAT of N entries, which fills whole sectors, can lie at OFF (§9): before END, and not
+ * over the header at HEAD or the footer in front.
+ */
+bool vhd_bat_place_ok(uint64_t off, uint64_t n, uint64_t head, uint64_t end);
+
 /* Bytes of a block's bitmap on disk (§10). */
 uint32_t vhd_bitmap_len(uint32_t block_size);
 

@@ -55,7 +55,7 @@ static void parse(int opt, struct img_create *o)
 		o->type = *optarg == 'd' ? IMG_DYNAMIC : IMG_FIXED;
 		break;
 	case OPT_BLOCK_SIZE:
-		if (!cli_size(optarg, &n) || n == 0 || n > 256u << 20)
+		if (!cli_size(optarg, &n) || n == 0 || n > IMG_BLOCK_MAX)
 			cli_usage("--block-size: '%s' is not a power of two from 4K to 256M",
 				  optarg);
 		o->block_size = (uint32_t)n;
