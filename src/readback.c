@@ -143,27 +143,37 @@ int readback_difference(const char *path, const struct img_open *opts,
 	return rc;
 }
 
+int readback_compare(const char *path, const struct img_open *opts,
+		     const struct stream_begin *begin, const struct stream_totals *totals,
+		     struct cli_progress *progress, bool *same, struct img_err *err)
+{
+	struct img_chain *c = NULL;
+	int rc = 0;
+
+	*same = false;
+	if (readback_sync(path, err) || img_open(&c, path, opts, err))
+		return -1;
+	if (img_size(c) == begin->size && begin->kind == STREAM_WHOLE)
+		rc = check_whole(c, totals, same, progress, err);
+	else if (img_size(c) == begin->size && begin->kind == STREAM_INCREMENT)
+		rc = check_increment(c, totals, same, progress, err);
+	else if (img_size(c) == begin->size)
+		rc = check_difference(c, path, totals, same, progress, err);
+	img_close(c);
+	return rc;
+}
+
 int readback_check(const char *path, const struct img_open *opts, const struct stream_begin *begin,
 		   const struct stream_totals *totals, struct cli_progress *progress,
 		   struct img_err *err)
 {
-	struct img_chain *c = NULL;
-	bool same = false;
-	int rc = 0;
+	bool same;
 
-	if (readback_sync(path, err) || img_open(&c, path, opts, err))
+	if (readback_compare(path, opts, begin, totals, progress, &same, err))
 		return -1;
-	if (img_size(c) == begin->size && begin->kind == STREAM_WHOLE)
-		rc = check_whole(c, totals, &same, progress, err);
-	else if (img_size(c) == begin->size && begin->kind == STREAM_INCREMENT)
-		rc = check_increment(c, totals, &same, progress, err);
-	else if (img_size(c) == begin->size)
-		rc = check_difference(c, path, totals, &same, progress, err);
-	if (rc == 0 && !same)
-		rc = img_err_set(
-			err, IMG_IO,
-			"%s: reads back other than it was written; the storage is not to be trusted",
-			path);
-	img_close(c);
-	return rc;
+	if (same)
+		return 0;
+	return img_err_set(
+		err, IMG_IO,
+		"%s: reads back other than it was written; the storage is not to be trusted", path);
 }

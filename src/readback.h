@@ -11,8 +11,13 @@
 
 /*
  * Opens PATH, and its parents if it has some, as a new reader would, and compares what PATH itself
- * holds. A difference is IMG_IO.
+ * holds: *SAME. That it cannot be read is an error.
  */
+int readback_compare(const char *path, const struct img_open *opts,
+		     const struct stream_begin *begin, const struct stream_totals *totals,
+		     struct cli_progress *progress, bool *same, struct img_err *err);
+
+/* The same of what was just written: a difference is IMG_IO. */
 int readback_check(const char *path, const struct img_open *opts, const struct stream_begin *begin,
 		   const struct stream_totals *totals, struct cli_progress *progress,
 		   struct img_err *err);

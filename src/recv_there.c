@@ -115,6 +115,7 @@ int recv_there_end(struct recv *r, struct img_err *err)
 	struct recv_dirs dirs = {.own = NULL};
 	struct cli_progress progress;
 	struct img_open opts;
+	bool same = true;
 	int rc = 0;
 
 	/* The run that made it may have died before that was durable. */
@@ -124,12 +125,10 @@ int recv_there_end(struct recv *r, struct img_err *err)
 	cli_progress_start(&progress, &r->common, "verify");
 	/* An increment is only the same if FILE itself has no more than that. */
 	if (r->verify || r->begin.kind != STREAM_WHOLE)
-		rc = readback_check(r->file, &opts, &r->begin, &r->totals, &progress, err);
+		rc = readback_compare(r->file, &opts, &r->begin, &r->totals, &progress, &same, err);
 	free(dirs.own);
-	if (rc && err->code == IMG_IO) {
-		img_err_clear(err);
-		return recv_exists(r, err);
-	}
+	if (rc == 0 && !same)
+		rc = recv_exists(r, err);
 	if (rc == 0 && r->published)
 		forget_log(r);
 	return rc;

@@ -638,6 +638,24 @@ while True:
 	[ "$(json .verified)" = true ]
 }
 
+@test "what is there and cannot be read is not taken for another disk" {
+	chain src
+	vhd-send --from=src/base.vhd src/child.avhd >inc
+	vhd-recv -q --parent=src/base.vhd out <inc
+	local n=0 sum
+	sum=$(sha256sum out)
+	while [ $n -lt 100 ]; do
+		run --separate-stderr faulty FAULT_READ=$((n += 1)) \
+			vhd-recv --parent=src/base.vhd out <inc
+		[ "$status" != 0 ] || break
+		assert_status 74
+		[ "$(sha256sum out)" = "$sum" ]
+	done
+	echo "$n reads"
+	[ $n -gt 3 ]
+	assert_status 0
+}
+
 @test "standard streams: terminal in, closed in, closed and full out" {
 	model make disk.vhd --size=2M
 	vhd-send disk.vhd >s
