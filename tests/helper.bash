@@ -90,9 +90,11 @@ is_traced() {
 	! grep -q '^TracerPid:[[:space:]]*0$' "/proc/$1/task/"*/status
 }
 
-# catches_term PID: the program has begun and ends in its own way at SIGTERM (bit 14 of the mask).
+# catches_term PID: the program has begun and ends in its own way at SIGTERM (bit 14 of the mask). Before that the
+# process is a copy of this shell, which catches it too.
 catches_term() {
 	local mask
+	[ ! "/proc/$1/exe" -ef "/proc/$$/exe" ] || return 1
 	mask=$(sed -n 's/^SigCgt:[[:space:]]*//p' "/proc/$1/status")
 	[ $((0x$mask & 0x4000)) -ne 0 ]
 }
