@@ -495,7 +495,8 @@ increment_cut() {
 	# A standard output that blocks lets the receipt wait while the disk is there.
 	mkfifo full
 	exec 8<>full
-	head -c 65536 /dev/zero >&8
+	# However much it takes; it says that it would have to wait for more.
+	dd if=/dev/zero of=full bs=512 oflag=nonblock conv=notrunc 2>/dev/null || :
 	send >s
 	vhd-recv --type=raw out <s >full 3>&- &
 	local receiver=$!
@@ -756,7 +757,8 @@ sent() {
 		from=0
 		for tries in $(seq 80); do
 			[ "$tries" -lt 80 ] || fail "does not come to an end, seed $seed, run $i"
-			# The source is slow enough to be interrupted, and faster each time.
+			# The source is slow enough to be interrupted, and faster each time; where syncs take long the
+			# moments come later and later.
 			rm -f pid.vhd-send pid.vhd-recv
 			rate=$((20 + 20 * tries))M token=$(vhd-recv --token out) checkpoint=${checkpoint}M bash -c '
 				sh -c "echo \$\$ >pid.vhd-send; exec vhd-send --raw --checkpoint=$checkpoint \
@@ -766,7 +768,7 @@ sent() {
 				exit "${PIPESTATUS[2]}"' 2>/dev/null 3>&- &
 			wait_for test -s pid.vhd-send
 			wait_for test -s pid.vhd-recv
-			sleep "$(awk -v r=$RANDOM -v t="$tries" 'BEGIN { print r / 32768 * 0.3 * (1 + t / 10) }')"
+			sleep "$(awk -v r=$RANDOM -v t="$tries" 'BEGIN { print r / 32768 * 0.3 * 1.1 ^ t }')"
 			kill -KILL "$(cat pid.$victim)" 2>/dev/null || :
 			status=0
 			wait $! || status=$?
