@@ -447,20 +447,21 @@ ending_server() {
 	# shellcheck source=/dev/null
 	. "$top/scripts/qemu-process.sh"
 	! flock -n disk true || fail "it has no lock"
+	ending=$!
 	: >go
 }
 
 @test "a server that ends has ended when its last thread has" {
 	ending_server
 	stop_servers
-	flock -w 0.1 disk true
+	gone $ending || fail "it still has the disk"
 	[ ! -e vda.nbd ]
 }
 
 @test "a server that was killed has ended when another one is started in its place" {
 	ending_server
 	d_target=vda d_readonly=false dir=$PWD
-	detach() { flock -w 0.1 disk true || fail "it still has the disk"; }
+	detach() { gone $ending || fail "it still has the disk"; }
 	start_server
 }
 
@@ -838,10 +839,11 @@ killed_everywhere() { # VERB
 
 @test "a disk server that is killed and repaired in time goes unnoticed" {
 	guest vm
-	kill -9 "$(server_pid vda)"
-	wait_for eval '[ "$(json vm ".disks[0].serving")" = false ]'
-	run hv-qemu status vm
-	assert_output_has 'the server of disk vda died'
+	local pid
+	pid=$(server_pid vda)
+	# QEMU waits ten seconds for it.
+	kill -9 "$pid"
+	wait_for gone "$pid"
 	hv-qemu --quiet repair vm
 	works
 	state_is vm running
@@ -852,6 +854,9 @@ killed_everywhere() { # VERB
 @test "a disk server that is gone for too long pauses the guest, and resume brings it on" {
 	guest vm
 	kill -9 "$(server_pid vda)"
+	wait_for eval '[ "$(json vm ".disks[0].serving")" = false ]'
+	run hv-qemu status vm
+	assert_output_has 'the server of disk vda died'
 	wait_for eval '[ "$(hv-qemu status vm 2>/dev/null)" = paused ]'
 	[ "$(json vm .reason)" = "I/O error on its storage" ]
 	hv-qemu --quiet resume vm
