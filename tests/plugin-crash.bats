@@ -31,7 +31,7 @@ full_disk() {
 
 # Guest writes for a moment, acknowledged ones to the log number $1 of this test.
 write_some() {
-	"$guest" load "$s/a.nbd" "$s/log.$1" --seconds 0.15 --threads 3 --seed "$1"
+	"$guest" load "$s/a.nbd" "$s/log.$1" --seconds 0.15 --least 60 --threads 3 --seed "$1"
 }
 
 # As a restart finds it: every acknowledged write of all logs.
@@ -163,15 +163,16 @@ nothing_prepared() {
 }
 
 # Records what a server, and vhd-snap in the middle, do to the files; then cuts the power at
-# many instants of that. Parameters: cuts, seconds, a command to be run in the middle.
+# many instants of that. Parameters: cuts, seconds at least, a command to be run in the middle.
 power_cuts() {
 	"${CC:-cc}" -O2 -shared -fPIC -o "$s/record.so" "$top/tests/plugin/record.c"
 	cp -a "$d" "$s/before"
 	export QSM_RECORD=$s/recording
 	preload=${liar:+$liar:}$s/record.so
 	serve a file="$d/disk"
-	"$guest" load "$s/a.nbd" "$s/log" --seconds "$2" --threads 6 --flush 0.06 >&2 &
+	"$guest" load "$s/a.nbd" "$s/log" --seconds "$2" --least 300 --threads 6 --flush 0.06 >&2 &
 	load=$!
+	wait_for guest_writes
 	sleep "$(awk "BEGIN { print $2 / 2 }")"
 	LD_PRELOAD=$s/record.so "${@:3}" >&2
 	wait "$load"

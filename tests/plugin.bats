@@ -511,7 +511,7 @@ served_with_child() {
 	disk_with_data base.vhd 16M
 	pointer disk "$d/base.vhd"
 	serve a file="$d/disk"
-	"$guest" load "$s/a.nbd" "$s/log" --seconds 6 >"$s/load.out" 2>&1 &
+	"$guest" load "$s/a.nbd" "$s/log" --seconds 3600 >"$s/load.out" 2>&1 &
 	load=$!
 	wait_for guest_writes
 	for i in 1 2 3 4 5; do
@@ -520,6 +520,7 @@ served_with_child() {
 		vhd-snap --json --output="$d/$i.avhd" --live="$s/a.ctl" >>"$s/snaps"
 		sha256sum "$leaf" >>"$s/sums"
 	done
+	kill "$load"
 	wait "$load" || fail "load: $(cat "$s/load.out")"
 	sha256sum -c "$s/sums"
 	"$guest" check "$s/log" "$d/disk" --initial "$d/base.vhd.raw"
@@ -528,7 +529,7 @@ served_with_child() {
 	done
 	jq -r '.snapshots[0].blocked_us' "$s/snaps" | while read -r us; do
 		echo "held off for $us us" >&2
-		[ "$us" -lt 10000000 ]
+		[ "$us" -lt $((patience * 1000000)) ]
 	done
 }
 
@@ -539,7 +540,7 @@ served_with_child() {
 	strace -f -qq -o /dev/null -p "$(cat "$s/a.pid")" -e trace=pwrite64 \
 		-e inject=pwrite64:delay_enter=100000 2>/dev/null 3>&- &
 	wait_for is_traced "$(cat "$s/a.pid")"
-	"$guest" load "$s/a.nbd" "$s/log" --seconds 2 --threads 4 >"$s/load.out" 2>&1 &
+	"$guest" load "$s/a.nbd" "$s/log" --seconds 3600 --threads 4 >"$s/load.out" 2>&1 &
 	load=$!
 	wait_for guest_writes
 	for i in 1 2 3; do
@@ -548,6 +549,7 @@ served_with_child() {
 		vhd-snap -q --output="$d/$i.avhd" --live="$s/a.ctl" >&2
 		sha256sum "$leaf" >>"$s/sums"
 	done
+	kill "$load"
 	wait "$load" || fail "load: $(cat "$s/load.out")"
 	sha256sum -c "$s/sums"
 	"$guest" check "$s/log" "$d/disk" --initial "$d/base.vhd.raw"

@@ -8,7 +8,8 @@
   model SOCKET RAW     random reads, writes, zeroes, trims and extents, compared with RAW, which
                        holds the same content at the start and at the end
 
-load ends after --seconds, or when the server dies (--until-death: only then).
+load ends after --seconds and --least operations, at SIGTERM, or when the server dies (--until-death:
+only at the last two).
 """
 import argparse
 import os
@@ -94,7 +95,7 @@ def load(a):
         w.start()
     end = time.monotonic() + a.seconds
     while any(w.is_alive() for w in workers) and not stop.is_set():
-        if not a.until_death and time.monotonic() > end:
+        if not a.until_death and time.monotonic() > end and sum(len(w.ops) for w in workers) >= a.least:
             stop.set()
         time.sleep(0.01)
     for w in workers:
@@ -221,6 +222,7 @@ def arguments():
     s.add_argument('socket')
     s.add_argument('log')
     s.add_argument('--seconds', type=float, default=2)
+    s.add_argument('--least', type=int, default=0, help='operations, on a machine that is slow')
     s.add_argument('--until-death', action='store_true')
     s.add_argument('--flush', type=float, default=0.05, help='share of flushes')
     s.add_argument('--pause', type=float, default=0, help='seconds between two requests of a thread')
