@@ -94,6 +94,11 @@ struct vhd_batmap {
 	uint64_t head_off, off, len; /* of the header; of the map, 0 when it is not in the file */
 	uint8_t head[SECTOR];
 };
+/*
+ * Whether HEAD, of which the file holds the first GOT bytes, is a batmap's header; the rest is
+ * zeroed. One that the file's end cuts is one: what is written behind it makes it whole.
+ */
+bool vhd_batmap_is(uint8_t head[SECTOR], size_t got);
 int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err);
 /*
  * LEN bytes of map; zeros, which are always right, where it has none or its checksum is wrong.

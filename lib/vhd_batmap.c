@@ -18,6 +18,12 @@
 /* XenServer knows blocks of 2 MiB only: 128 KiB for the largest disk. */
 #define MAP_MAX (1u << 20)
 
+bool vhd_batmap_is(uint8_t head[SECTOR], size_t got)
+{
+	memset(head + got, 0, SECTOR - got);
+	return memcmp(head, "tdbatmap", 8) == 0;
+}
+
 int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err)
 {
 	const struct vhd *v = l->state;
@@ -31,7 +37,7 @@ int vhd_batmap_find(struct img *l, struct vhd_batmap *m, struct img_err *err)
 	if (io_size(&l->file, &size, err) < 0 ||
 	    io_read_upto(&l->file, m->head, SECTOR, m->head_off, &got, err) < 0)
 		return -1;
-	if (got != SECTOR || memcmp(m->head, "tdbatmap", 8) != 0)
+	if (!vhd_batmap_is(m->head, got))
 		return 0;
 	m->present = true;
 	m->encrypted = m->head[29];

@@ -173,7 +173,20 @@ static bool range_free(const struct check *c, uint64_t off, uint64_t end)
 	return end <= c->end_off;
 }
 
-/* The map as the bitmaps have it, in its old place or, if that is none, behind its header. */
+/* In its old place or behind its header; where both are taken, behind all that the file holds. */
+static uint64_t place_map(struct check *c, uint64_t need)
+{
+	uint64_t off = c->batmap_off ? c->batmap_off : c->batmap_head + SECTOR;
+
+	if (range_free(c, off, off + need))
+		return off;
+	off = u64_round_up(c->mend.end, SECTOR);
+	c->mend.end = off + need;
+	c->mend.footers = c->mend.move_end = true;
+	return off;
+}
+
+/* The map as the bitmaps have it. */
 static int write_map(struct check *c, uint64_t off, struct img_err *err)
 {
 	uint64_t len = u64_max(u64_round_up((c->blocks + 7ull) / 8, SECTOR), SECTOR);
@@ -208,20 +221,17 @@ static int write_map(struct check *c, uint64_t off, struct img_err *err)
 static int judge_batmap(struct check *c, struct img_err *err)
 {
 	uint64_t need = u64_max(u64_round_up((c->blocks + 7ull) / 8, SECTOR), SECTOR);
-	uint64_t off = c->batmap_off ? c->batmap_off : c->batmap_head + SECTOR;
 	struct img_fault f;
 
 	compare_absent(c);
 	if (c->batmap_sound)
 		return bitmap_get(c->full, c->blocks) ? write_map(c, c->batmap_off, err) : 0;
 	f = fault_make(c, c->batmap_off ? F_BATMAP_BAD_CHECKSUM : F_BATMAP_OUTSIDE, c->batmap_head);
-	f.mendable = range_free(c, off, off + need);
+	f.mendable = true;
 	FOUND(&f, "%" PRIu32 " sectors at %" PRIu64, be32_get(c->batmap_raw + 16),
 	      be64_get(c->batmap_raw + 8));
-	if (!f.mendable)
-		EXPECTED(&f, "room for it at %" PRIu64 ", where something else lies", off);
 	fault_report(c, &f);
-	return f.mendable ? write_map(c, off, err) : 0;
+	return write_map(c, place_map(c, need), err);
 }
 
 int check_bitmaps(struct check *c, struct img_err *err)

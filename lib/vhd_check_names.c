@@ -201,7 +201,7 @@ int check_batmap(struct check *c, struct img_err *err)
 		return 0;
 	if (io_read_upto(&c->file, c->batmap_raw, SECTOR, at, &got, err) < 0)
 		return -1;
-	c->has_batmap = got == SECTOR && memcmp(c->batmap_raw, "tdbatmap", 8) == 0;
+	c->has_batmap = vhd_batmap_is(c->batmap_raw, got);
 	if (c->has_batmap && c->batmap_raw[29]) {
 		f = fault_make(c, F_ENCRYPTED, at + 29);
 		fault_report(c, &f);

@@ -816,6 +816,24 @@ tap() {
 	mended_whole batmap-outside
 }
 
+@test "batmap-outside, and its header cut in the middle: the map is made behind it" {
+	model make disk.vhd --size=64M --raw=want.raw --creator=tap
+	truncate -s $((1536 + 512 + 40)) disk.vhd
+	mended_whole batmap-outside
+}
+
+@test "batmap-outside, and a block where the map could be: the map is made behind all else" {
+	tap
+	local b
+	b=$(field disk.vhd used | head -n 1)
+	# The block moves up to where the map is; each of its sectors is read before it is overwritten.
+	dd if=disk.vhd of=disk.vhd bs=512 skip="$(field disk.vhd bat."$b")" seek=$((map / 512)) \
+		count=4097 conv=notrunc status=none
+	model poke disk.vhd bat."$b"=$((map / 512))
+	put disk.vhd $((head + 8)) 0000000800000000
+	mended_whole batmap-outside
+}
+
 @test "batmap-bad-checksum: the map is made anew from the bitmaps" {
 	tap
 	put disk.vhd $map 5a5a
