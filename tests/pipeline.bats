@@ -62,9 +62,14 @@ untouched() {
 
 @test "a prediction grows with what the guest writes and with a slow copy" {
 	small_guest
-	fast=$(move --plan --json | jq .predicted_offline_seconds)
+	fast=$(move --plan --json | jq .delta_bytes)
+	wait_for grows
+}
+
+# What the guest writes is measured for a second; where syncs take long that is little, or nothing.
+grows() {
 	slow=$(move --plan --json --rate-limit=50K | jq .delta_bytes)
-	[ "$(jq -n "$slow > 4000000")" = true ] || fail "fast: $fast s, slow: $slow bytes"
+	[ "$slow" -gt 400000 ] && [ "$slow" -gt $((10 * fast)) ]
 }
 
 @test "--plan names everything that stands in the way, in one go" {
@@ -360,7 +365,8 @@ saved_guest() {
 
 @test "a link that is cut during the copy: 75, and no second checkpoint" {
 	small_guest
-	at checkpoint "(sleep 3; \"$scene_tools/hosts\" -C \"$scene\" link cut) >/dev/null 2>&1 &"
+	at checkpoint "(until [ -e \"$dest/guest/.vda.vhd.partial.tmp\" ]; do sleep 0.1; done
+		\"$scene_tools/hosts\" -C \"$scene\" link cut) >/dev/null 2>&1 &"
 	run move --retry=0 --rate-limit=1M --json
 	assert_status 75
 	happened
@@ -383,7 +389,7 @@ cut_copy() {
 	small_guest off
 	head -c 24M /dev/urandom >"$scene/random"
 	vhd-convert --quiet --force --from=raw --type=dynamic "$scene/random" "$scene/a/srv/vms/vda.vhd"
-	move --rate-limit=2M --retry=0 3>&- &
+	move --rate-limit=1M --retry=0 3>&- &
 	wait_for eval "vhd-recv --status \"$dest/guest/vda.vhd\" | grep -q 'of .* are here'"
 	scene_hosts link cut
 	status=0
