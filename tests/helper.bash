@@ -33,8 +33,9 @@ export LC_ALL=C.UTF-8
 # Nothing of the caller's may leak in, and nothing of the tests out.
 unset QSM_PARENT_PATH QSM_LAB QSM_LAB_HOST QSM_VM_DIR QSM_RUN_DIR QSM_STATE_DIR QSM_NET_DIR
 
-# fail MESSAGE…: what was wrong, shown with the last `run`.
+# fail MESSAGE…: what was wrong, shown with the last `run`. tests/run finds the first one by its arrow.
 fail() {
+	printf '==> ' >&2
 	printf '%s\n' "$@" >&2
 	if [ -n "${output+set}" ]; then
 		printf 'status %s, output:\n%s\n' "${status:-?}" "$output" >&2
@@ -69,7 +70,8 @@ wait_for() {
 	local tries=$((patience * 20))
 	until "$@"; do
 		tries=$((tries - 1))
-		[ "$tries" -gt 0 ] || fail "waited in vain for: $*"
+		# Also where who waits has an `||` of its own, which takes the meaning from `set -e`.
+		[ "$tries" -gt 0 ] || fail "waited in vain for: $*" || return
 		sleep 0.05
 	done
 }
