@@ -238,16 +238,37 @@ static int clear_bat(struct img *l, uint64_t block, struct img_err *err)
 	return 0;
 }
 
-/* The block in which OFF lies keeps what is below OFF. It was the last one when END was noted. */
+/* The block may have got its place behind END, which was noted when nothing was in it yet. */
+static int forget_later(struct img *l, uint32_t block, uint64_t end, struct img_err *err)
+{
+	struct vhd *v = l->state;
+	uint8_t *bat;
+
+	if (hold_bat(l, block, &bat, err) < 0)
+		return -1;
+	if (be32_get(bat) != VHD_BAT_FREE && (uint64_t)be32_get(bat) * SECTOR >= end) {
+		be32_put(bat, VHD_BAT_FREE);
+		v->build->bat_dirty = true;
+	}
+	return 0;
+}
+
+/*
+ * The block in which OFF lies keeps what is below OFF. If there was anything it was the last one
+ * when END was noted.
+ */
 static int cut_block(struct img *l, uint64_t off, uint64_t end, struct img_err *err)
 {
 	struct vhd *v = l->state;
 	struct vhd_build *b = v->build;
 	uint64_t in_block = off % v->block_size;
+	uint32_t block = (uint32_t)(off / v->block_size);
 	uint32_t sec = (uint32_t)(in_block / SECTOR), bits = v->block_size / SECTOR;
 
-	if (!in_block || hold_block(l, (uint32_t)(off / v->block_size), true, err) < 0)
-		return in_block ? -1 : 0;
+	if (!in_block)
+		return 0;
+	if (forget_later(l, block, end, err) < 0 || hold_block(l, block, true, err) < 0)
+		return -1;
 	if (b->block == ~0u)
 		return 0;
 	if (b->entry + v->bitmap_len + v->block_size != end)

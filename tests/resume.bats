@@ -92,6 +92,23 @@ came_whole() {
 	[ -z "$(ls -A dst | grep partial)" ]
 }
 
+@test "an increment goes on from the middle of a block that got its first data behind that place" {
+	# Entries of the BAT are written when those of another sector are needed: 256 MiB further on.
+	vhd-create -q --size=1G base.vhd
+	vhd-sum --blocks base.vhd >sums
+	truncate -s 1G new.raw
+	local at
+	for at in 0 1 2 3 5 400 700 701; do
+		dd if=disk.raw of=new.raw bs=1M count=1 skip=$((at % 7)) seek=$at conv=notrunc status=none
+	done
+	inc() { vhd-send --raw --against=sums --checkpoint=3500K "$@" new.raw; }
+	inc 2>/dev/null | head -c 6400000 | vhd-recv --parent=base.vhd out || [ $? -eq 75 ]
+	[ "$(status_of .offset)" -eq $((5 << 20)) ]
+	inc --resume="$(vhd-recv --token out)" | vhd-recv --verify --parent=base.vhd out
+	vhd-convert -q --type=raw out - | cmp - new.raw
+	sound out
+}
+
 @test "what came after the last durable place is forgotten, also if the disk is another there" {
 	local t
 	for t in dynamic fixed raw; do
