@@ -340,21 +340,25 @@ static int check_create(const char *path, const struct img_create *o, struct img
 	return 0;
 }
 
-/* A file that somebody uses is not replaced: its user would go on with the old one. */
-static int check_unused(const char *path, struct img_err *err)
+/* A file that somebody uses is not replaced: its user would go on with the old one. F is locked. */
+static int lock_old(const char *path, struct io_file *f, struct img_err *err)
 {
-	struct io_file f;
 	struct stat st;
-	int rc;
 
+	io_init(f);
 	if (stat(path, &st) < 0)
 		return 0;
 	if (!S_ISREG(st.st_mode))
 		return img_err_set(err, IMG_CANTCREAT,
 				   "%s: exists and is no regular file; not replaced", path);
-	if (io_open(&f, path, false, err) < 0)
-		return -1;
-	rc = io_lock(&f, IO_LOCK_EXCLUSIVE, err);
+	return io_open(f, path, false, err) < 0 ? -1 : io_lock(f, IO_LOCK_EXCLUSIVE, err);
+}
+
+static int check_unused(const char *path, struct img_err *err)
+{
+	struct io_file f;
+	int rc = lock_old(path, &f, err);
+
 	io_close(&f);
 	return rc;
 }
@@ -472,6 +476,25 @@ int img_create_complete(struct img_new *n, struct img_err *err)
 	return 0;
 }
 
+/* What was there when it was begun may have changed. Until it is replaced nobody else gets it. */
+static int publish(struct img_new *n, struct img_err *err)
+{
+	struct io_file old;
+	int rc = 0;
+
+	io_init(&old);
+	if (n->force && (lock_old(n->file.final, &old, err) < 0 ||
+			 img_marker_check_new(n->file.final, err) < 0))
+		rc = -1;
+	/* Those of the file that is replaced. */
+	if (rc == 0 && n->force)
+		img_sums_remove(n->file.final);
+	if (rc == 0)
+		rc = io_publish(&n->file, n->force, err);
+	io_close(&old);
+	return rc;
+}
+
 int img_create_finish(struct img_new *n, struct img_err *err)
 {
 	struct img *l = n->chain.layer[0];
@@ -479,11 +502,8 @@ int img_create_finish(struct img_new *n, struct img_err *err)
 
 	if (rc == 0 && n->named)
 		rc = open_up(&l->file, err);
-	/* Those of the file that is replaced. */
-	if (rc == 0 && n->force)
-		img_sums_remove(n->file.final);
 	if (rc == 0)
-		rc = io_publish(&n->file, n->force, err);
+		rc = publish(n, err);
 	if (n->named)
 		img_create_keep(n);
 	else

@@ -481,6 +481,52 @@ while True:
 	[ ! -e dst/b ]
 }
 
+# forced_while COMMAND…: vhd-recv --force, and the command when half has come
+forced_while() {
+	vhd-send --checkpoint=1M new.vhd >s
+	mkfifo fifo
+	vhd-recv --force out <fifo >got 2>why 3>&- &
+	local receiver=$!
+	exec 5>fifo
+	head -c 4000000 s >&5
+	wait_for sh -c '[ "$(vhd-recv --status --json out | jq ".offset // 0")" -ge 3000000 ]'
+	"$@" 5>&-
+	tail -c +4000001 s >&5
+	exec 5>&-
+	wait "$receiver"
+}
+
+@test "--force: a disk that came into use meanwhile is not replaced" {
+	local status=0
+	model make new.vhd --size=8M --fill=2048:4K
+	vhd-create -q --size=8M out
+	cp out before
+	forced_while hold out write || status=$?
+	[ $status -eq 75 ]
+	grep locked why
+	cmp out before
+	# The same command goes on.
+	release
+	vhd-send --resume="$(vhd-recv --token out)" new.vhd | vhd-recv --force out
+	model cmp out new.vhd
+}
+
+# What a merge leaves that is killed
+half_merged() {
+	printf 'qsm-merge 1\nchild-uuid %032d\nleaf-uuid %032d\nstate merging\nleaf %s' 0 0 "$PWD/child" >out.merging
+}
+
+@test "--force: a disk that is half merged meanwhile is not replaced" {
+	local status=0
+	model make new.vhd --size=8M --fill=2048:4K
+	vhd-create -q --size=8M out
+	cp out before
+	forced_while half_merged || status=$?
+	[ $status -eq 73 ]
+	grep 'half merged' why
+	cmp out before
+}
+
 @test "an existing file stays, unless forced" {
 	model make disk.vhd --size=2M --fill=5:4K --raw=raw
 	vhd-send disk.vhd >s
