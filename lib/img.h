@@ -272,6 +272,8 @@ enum img_receiving {
 	IMG_RECEIVING_MERGE, /* the marker of a merge */
 };
 int img_receive_state(const char *path, enum img_receiving *state, struct img_err *err);
+/* Whether a merge says that the child UUID became part of the disk, and left the child there. */
+int img_receive_kept(const char *path, const uint8_t uuid[16], bool *yes, struct img_err *err);
 /* The marker goes, durably, unless it is that of a merge. */
 int img_receive_end(const char *path, struct img_err *err);
 

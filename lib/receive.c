@@ -154,6 +154,17 @@ int img_receive_state(const char *path, enum img_receiving *state, struct img_er
 	return rc;
 }
 
+int img_receive_kept(const char *path, const uint8_t uuid[16], bool *yes, struct img_err *err)
+{
+	struct img_marker m;
+	char *real = realpath(path, NULL);
+	int rc = real ? img_kept_read(real, &m, err) : img_err_errno(err, errno, "%s", path);
+
+	*yes = rc == 0 && m.state == IMG_MARKER_KEPT && !memcmp(m.leaf_uuid, uuid, 16);
+	free(real);
+	return rc;
+}
+
 int img_receive_end(const char *path, struct img_err *err)
 {
 	struct img_marker m;

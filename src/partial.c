@@ -83,11 +83,11 @@ bool partial_is_applied(const struct partial *p)
 	return p->marked && p->applied;
 }
 
-int partial_file_id(const char *path, uint64_t *id)
+int partial_file_id(const char *path, bool follow, uint64_t *id)
 {
 	struct io_id of;
 
-	if (io_id_get(AT_FDCWD, path, AT_SYMLINK_NOFOLLOW, &of) < 0)
+	if (io_id_get(AT_FDCWD, path, follow ? 0 : AT_SYMLINK_NOFOLLOW, &of) < 0)
 		return -1;
 	*id = of.birth ? XXH3_64bits(&of, sizeof(of)) : of.ino;
 	return 0;
@@ -99,7 +99,7 @@ bool partial_is_published(const struct partial *p)
 	uint64_t id;
 
 	return partial_is_complete(p) &&
-	       (p->done || (partial_file_id(partial_final(p), &id) == 0 && id == p->id));
+	       (p->done || (partial_file_id(partial_final(p), false, &id) == 0 && id == p->id));
 }
 
 void partial_token(const struct partial *p, char out[STREAM_TOKEN_STR])
@@ -208,13 +208,13 @@ static int check_image(struct partial *p, struct img_err *err)
 		return 0;
 	if (p->complete && p->done)
 		return 0;
-	if (p->complete && partial_file_id(partial_final(p), &id) == 0) {
+	if (p->complete && partial_file_id(partial_final(p), false, &id) == 0) {
 		if (id == p->id)
 			return 0;
 	} else if (p->complete && errno != ENOENT) {
 		return img_err_errno(err, errno, "%s", partial_final(p));
 	}
-	if (partial_file_id(p->image, &id) == 0)
+	if (partial_file_id(p->image, false, &id) == 0)
 		p->marked = id == p->id;
 	else if (errno == ENOENT)
 		p->marked = false;

@@ -22,6 +22,7 @@ struct partial_head {
 	uint64_t began;		     /* seconds since 1970 */
 	bool onto;		     /* the image is a child of FILE, and will be merged into it */
 	uint8_t base[IMG_SUM_BYTES]; /* identity of FILE then */
+	uint64_t file;		     /* ONTO: partial_file_id() of FILE; 0: not known */
 	char parent[4096];	     /* as the user named it; "" without one */
 };
 
@@ -45,6 +46,8 @@ char *partial_child(const char *file);
 const char *partial_image(const struct partial *p);
 /* What it is called when whole: FILE, or its child. */
 const char *partial_final(const struct partial *p);
+/* What tells the file at PATH from all others, whatever is written to it. -1 with errno. */
+int partial_file_id(const char *path, bool follow, uint64_t *id);
 /* NULL while nothing is durable. */
 const struct stream_mark *partial_mark(const struct partial *p);
 const struct partial_head *partial_get(const struct partial *p);

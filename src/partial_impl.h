@@ -46,9 +46,6 @@ struct partial {
 	struct img_err err; /* of the thread */
 };
 
-/* What tells a file from all others. -1 with errno. */
-int partial_file_id(const char *path, uint64_t *id);
-
 /* partial_log.c: up to the last mark. A log that cannot be read is not one that has no mark. */
 int partial_log_load(struct partial *p, struct img_err *err);
 int partial_log_begin(struct partial *p, const struct partial_head *head, struct img_err *err);

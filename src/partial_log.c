@@ -86,6 +86,7 @@ static size_t head_put(const struct partial_head *h, uint8_t *b)
 	b[109] = h->what.compressed;
 	b[110] = h->onto;
 	memcpy(b + 112, h->base, 16);
+	le64_put(b + 128, h->file);
 	memcpy(b + HEAD_FIXED, h->parent, n);
 	return HEAD_FIXED + n;
 }
@@ -109,6 +110,7 @@ static bool head_get(struct partial_head *h, const uint8_t *b, size_t len)
 	h->what.compressed = b[109];
 	h->onto = b[110];
 	memcpy(h->base, b + 112, 16);
+	h->file = le64_get(b + 128);
 	memcpy(h->parent, b + HEAD_FIXED, len - HEAD_FIXED);
 	return true;
 }

@@ -113,7 +113,7 @@ int partial_set_mark(struct partial *p, struct img_new *new, const struct stream
 	first = !p->marked;
 	if (img_create_settle(new, &p->next_end, err))
 		return -1;
-	if (partial_file_id(p->image, &p->id))
+	if (partial_file_id(p->image, false, &p->id))
 		return img_err_errno(err, errno, "%s: somebody removed the partial result",
 				     p->file);
 	p->next = *mark;

@@ -39,7 +39,7 @@ static int prepare(struct recv *r, const struct stream_begin *begin, struct img_
 	return 0;
 }
 
-static void describe(const struct recv *r, struct partial_head *h)
+static int describe(const struct recv *r, struct partial_head *h, struct img_err *err)
 {
 	const struct stream_begin *b = &r->begin;
 
@@ -59,6 +59,9 @@ static void describe(const struct recv *r, struct partial_head *h)
 	h->onto = r->onto;
 	memcpy(h->base, r->base_id, sizeof(h->base));
 	snprintf(h->parent, sizeof(h->parent), "%s", r->parent && !r->onto ? r->parent : "");
+	return r->onto && partial_file_id(r->file, true, &h->file)
+		       ? img_err_errno(err, errno, "%s", r->file)
+		       : 0;
 }
 
 static bool is_in_the_way(const struct recv *r)
@@ -115,9 +118,8 @@ static int on_begin(void *ctx, const struct stream_begin *begin, struct img_err 
 		cli_warn(
 			"%s: what was there of it is dropped, the stream begins anew; vhd-send --resume goes on",
 			r->file);
-	describe(r, &head);
 	r->create.partial = partial_image(r->partial);
-	if (partial_begin(r->partial, &head, err))
+	if (describe(r, &head, err) || partial_begin(r->partial, &head, err))
 		return -1;
 	return img_create_begin(&r->new, r->path, &r->create, err);
 }

@@ -90,19 +90,42 @@ static int drop_child(struct recv *r, struct img_err *err)
 	return lstat(r->path, &st) == 0 || errno != ENOENT ? io_unlink(r->path, err) : 0;
 }
 
-/* Of FILE, for the receipt. */
+/* Of FILE, for the receipt. Whoever uses it already may go on. */
 static int tell_uuid(struct recv *r, struct img_err *err)
 {
 	struct img_open opts = r->common.open;
 	struct img_chain *c = NULL;
 
-	opts.maybe_raw = opts.single = true;
+	opts.maybe_raw = opts.single = opts.unlocked = true;
 	if (img_open(&c, r->file, &opts, err))
 		return -1;
 	r->base_has_uuid = img_layer_info(c, 0)->has_uuid;
 	memcpy(r->base_uuid, img_layer_info(c, 0)->uuid, 16);
 	img_close(c);
 	return 0;
+}
+
+/*
+ * The child goes before FILE is opened again, unless a merge by hand left it there and says so.
+ * Where it is there all the same, or FILE is another file, somebody has put FILE back.
+ */
+static int check_merged(const struct recv *r, struct img_err *err)
+{
+	const uint64_t want = partial_get(r->partial)->file;
+	bool same = true;
+	struct stat st;
+	uint64_t id;
+
+	if (partial_file_id(r->file, true, &id))
+		return img_err_errno(err, errno, "%s", r->file);
+	if (lstat(r->path, &st) == 0 && img_receive_kept(r->file, r->uuid, &same, err))
+		return -1;
+	if (same && (!want || id == want))
+		return 0;
+	return img_err_set(err, IMG_DATA,
+			   "%s: was put back, or replaced, since what came was being merged into "
+			   "it, and does not hold it; vhd-recv --abort drops that",
+			   r->file);
 }
 
 /*
@@ -116,7 +139,7 @@ static int is_merged(const struct recv *r, bool *yes, struct img_err *err)
 	if (img_receive_state(r->file, &state, err))
 		return -1;
 	*yes = partial_is_applied(r->partial) && state == IMG_RECEIVING_NOT;
-	return 0;
+	return *yes ? check_merged(r, err) : 0;
 }
 
 int recv_apply(struct recv *r, struct img_err *err)

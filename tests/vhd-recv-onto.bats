@@ -263,6 +263,73 @@ half_merged() {
 	updated
 }
 
+@test "finished by vhd-merge that leaves the child there" {
+	half_merged
+	vhd-merge dst/.disk.vhd.onto.tmp
+	send | vhd-recv --onto dst/disk.vhd >r
+	[ -s r ]
+	rm -f dst/disk.vhd.absorbed
+	updated
+}
+
+# A copy of the base takes the place of the disk.
+put_back() {
+	cp src/base.vhd dst/copy
+	mv dst/copy dst/disk.vhd
+}
+
+not_there_any_more() {
+	send >rest
+	refused 65 vhd-recv --onto dst/disk.vhd <rest
+	[[ $stderr == *'was put back'* ]]
+	[ "$(sha dst/disk.vhd)" = "$base" ]
+	vhd-recv --abort dst/disk.vhd
+	send | vhd-recv --onto dst/disk.vhd
+	updated
+}
+
+@test "half merged, and put back from a backup without its marker: nobody says that all is in it" {
+	half_merged
+	put_back
+	rm dst/disk.vhd.merging
+	not_there_any_more
+	# also in the same file
+	rm dst/disk.vhd
+	cp src/base.vhd dst/disk.vhd
+	half_merged
+	cp src/base.vhd dst/disk.vhd
+	rm dst/disk.vhd.merging
+	not_there_any_more
+}
+
+# merged_and_killed: the receipt was not given
+merged_and_killed() {
+	need strace
+	send >s
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=unlink \
+		-e inject=unlink:signal=KILL:when="$(strace -f -qq -e trace=unlink vhd-recv --onto dst/disk.vhd <s 2>&1 |
+			grep -c 'unlink(')" sh -c 'cp src/base.vhd dst/disk.vhd; exec vhd-recv --onto dst/disk.vhd <s'
+	assert_status 137
+	[ -n "$(vhd-recv --token dst/disk.vhd)" ]
+	[ ! -e dst/disk.vhd.merging ]
+}
+
+@test "merged, and put back from a backup before that was told" {
+	merged_and_killed
+	put_back
+	not_there_any_more
+}
+
+@test "merged, and in use before that was told" {
+	merged_and_killed
+	send >rest
+	hold dst/disk.vhd write
+	vhd-recv --onto dst/disk.vhd <rest >r
+	[ -s r ]
+	release
+	updated
+}
+
 @test "once it is being merged, what cannot be read back stays" {
 	half_merged
 	send >rest
