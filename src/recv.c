@@ -17,6 +17,8 @@
 
 /* The disk works while the stream comes in, instead of all at the end. */
 enum { WRITEBACK = 16 << 20 };
+/* Of zeros that a child must hold at once: each block that they touch is written to. */
+enum { ZERO_STEP = 256 << 20 };
 
 static int show(struct recv *r, struct img_err *err)
 {
@@ -254,14 +256,21 @@ static int on_data(void *ctx, uint64_t off, const void *buf, size_t len, struct 
 static int on_zero(void *ctx, uint64_t off, uint64_t len, struct img_err *err)
 {
 	struct recv *r = ctx;
+	uint64_t n;
 
 	if (r->exists)
 		return recv_there_data(r, off, NULL, len, err);
 	if (!r->new)
 		return img_err_set(err, IMG_PROTO, "zeros behind the end of the disk");
-	return r->create.type == IMG_DIFFERENCING
-		       ? img_zero(img_new_chain(r->new), off, len, false, err)
-		       : 0;
+	for (; r->create.type == IMG_DIFFERENCING && len; off += n, len -= n) {
+		n = u64_min(len, ZERO_STEP);
+		if (img_zero(img_new_chain(r->new), off, n, false, err))
+			return -1;
+		/* One record may say it of millions of blocks. */
+		if (cli_interrupted())
+			return img_err_set(err, IMG_AGAIN, "%s: interrupted", r->file);
+	}
+	return 0;
 }
 
 /* A child must also find its parent from where it is now, which was named by the user. */

@@ -527,6 +527,23 @@ half_merged() {
 	cmp out before
 }
 
+@test "a signal ends it while zeros are written to a million blocks" {
+	vhd-create -q --size=2040G base.vhd
+	vhd-snap -q --output=child base.vhd >/dev/null
+	vhd-send --from=base.vhd child >good
+	dump --remake s "insert:1:3:1:0,len:1:$((2040 << 30))" good
+	local status=0
+	vhd-recv --parent=base.vhd out <s 3>&- &
+	local receiver=$!
+	wait_for sh -c '[ "$(stat -c %s .out.partial.tmp)" -gt 2000000000 ]'
+	SECONDS=0
+	kill -TERM $receiver
+	wait $receiver || status=$?
+	[ $status -eq 75 ]
+	[ $SECONDS -lt 30 ]
+	nothing_left base.vhd child good s
+}
+
 @test "an existing file stays, unless forced" {
 	model make disk.vhd --size=2M --fill=5:4K --raw=raw
 	vhd-send disk.vhd >s
