@@ -266,10 +266,26 @@ static int rename_new(const char *from, const char *to, bool force)
 	return rename(from, to);
 }
 
+/* A folder on the way may be another one by now, in which somebody else makes the same. */
+static int check_named(const struct io_new *n, struct img_err *err)
+{
+	struct stat st, name;
+
+	if (fstat(n->file->fd, &st) < 0 || lstat(n->tmp, &name) < 0)
+		return img_err_errno(err, errno, "%s: the new file", n->final);
+	return io_same(&st, &name)
+		       ? 0
+		       : img_err_set(err, IMG_CANTCREAT,
+				     "%s: its folder is another one than when it was begun",
+				     n->final);
+}
+
 int io_publish(struct io_new *n, bool force, struct img_err *err)
 {
 	if (fsync(n->file->fd) < 0)
 		return img_err_errno(err, errno, "%s: sync failed", n->final);
+	if (check_named(n, err) < 0)
+		return -1;
 	if (rename_new(n->tmp, n->final, force) < 0)
 		return errno == EEXIST
 			       ? exists_error(n->final, err)

@@ -107,15 +107,20 @@ int partial_set_mark(struct partial *p, struct img_new *new, const struct stream
 		     bool last, struct img_err *err)
 {
 	bool first;
+	uint64_t id;
 
 	if (wait_mark(p, err) || partial_log_chunks(p, err))
 		return -1;
 	first = !p->marked;
 	if (img_create_settle(new, &p->next_end, err))
 		return -1;
-	if (partial_file_id(p->image, false, &p->id))
+	if (partial_file_id(p->image, false, &id))
 		return img_err_errno(err, errno, "%s: somebody removed the partial result",
 				     p->file);
+	if (!first && id != p->id)
+		return img_err_set(err, IMG_CANTCREAT,
+				   "%s: its folder is another one than when it was begun", p->file);
+	p->id = id;
 	p->next = *mark;
 	p->next_complete = last;
 	/* The names must be durable before the mark counts. */

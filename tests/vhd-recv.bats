@@ -544,6 +544,41 @@ half_merged() {
 	nothing_left base.vhd child good s
 }
 
+@test "a folder that is exchanged while two disks of one name arrive" {
+	local status=0
+	mkdir A B
+	ln -s A dst
+	mkfifo first second
+	head -c 8M /dev/urandom >a.raw
+	head -c 8M /dev/urandom >b.raw
+	vhd-send --raw --checkpoint=1M a.raw >a
+	vhd-send --raw --checkpoint=1M b.raw >b
+	vhd-recv --type=raw dst/out <first 3>&- &
+	local one=$!
+	exec 5>first
+	head -c 7000000 a >&5
+	wait_for sh -c '[ "$(vhd-recv --status --json A/out | jq ".offset // 0")" -ge 6000000 ]'
+	ln -sfn B dst
+	vhd-recv --type=raw dst/out <second 3>&- 5>&- &
+	local two=$!
+	exec 6>second
+	head -c 3000000 b >&6
+	wait_for sh -c '[ "$(vhd-recv --status --json B/out | jq ".offset // 0")" -ge 2000000 ]'
+	tail -c +7000001 a >&5
+	exec 5>&-
+	wait $one || status=$?
+	[ $status -eq 73 ]
+	[ ! -e B/out ]
+	tail -c +3000001 b >&6
+	exec 6>&-
+	wait $two
+	cmp B/out b.raw
+	[ "$(ls -A B)" = out ]
+	# What came first can be gone on with where it lies.
+	vhd-send --raw --resume="$(vhd-recv --token A/out)" a.raw | vhd-recv --type=raw A/out
+	cmp A/out a.raw
+}
+
 @test "an existing file stays, unless forced" {
 	model make disk.vhd --size=2M --fill=5:4K --raw=raw
 	vhd-send disk.vhd >s
