@@ -293,6 +293,17 @@ static int unlink_if_there(const char *path, struct img_err *err)
 	return 0;
 }
 
+bool partial_is_left(const char *file)
+{
+	char *image = name_beside(file, "partial"), *child = partial_child(file);
+	struct stat st;
+	bool left = (image && lstat(image, &st) == 0) || (child && lstat(child, &st) == 0);
+
+	free(image);
+	free(child);
+	return left;
+}
+
 /*
  * Once FILE is half merged it is no disk without the child. The marker beside FILE knows, whatever
  * the log says, or does not say any more.
@@ -345,9 +356,9 @@ int partial_remove(struct partial *p, bool image, struct img_err *err)
 	p->marked = false;
 	if (image)
 		img_sums_remove(p->child);
-	if (image && (unlink_if_there(p->image, err) || unlink_if_there(p->child, err)))
-		return -1;
-	if (unlink_if_there(p->path, err))
+	/* Where files get a new name by a link, a run that was killed may have left the old one. */
+	if (unlink_if_there(p->image, err) || (image && unlink_if_there(p->child, err)) ||
+	    unlink_if_there(p->path, err))
 		return -1;
 	/* A log that comes back after power loss only says that all is done. */
 	return image ? io_sync_dir_of(p->path, err) : 0;

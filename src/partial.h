@@ -93,8 +93,12 @@ void partial_writeback(struct partial *p, struct img_new *new);
 /* Waits for what is under way. */
 int partial_wait(struct partial *p, struct img_err *err);
 
+/* Whether something is there under the names of the image, also without a log that tells of it. */
+bool partial_is_left(const char *file);
+
 /*
- * The log goes, and with IMAGE the image too. Durably. Refused (IMG_DATA) where FILE is half merged
+ * The log goes, and the image under its name while it is partial; with IMAGE under any name, and
+ * durably. Refused (IMG_DATA) where FILE is half merged
  * with the image.
  */
 int partial_remove(struct partial *p, bool image, struct img_err *err);

@@ -66,13 +66,13 @@ static void print_status(const struct recv *r, const struct partial *p, bool clo
 }
 
 /* *P locked, and what FILE is closed for then. A log that was lost is no reason to leave FILE
- * closed. */
+ * closed, or the image there. */
 static int take_hold(struct recv *r, struct partial **p, enum img_receiving *state,
 		     struct img_err *err)
 {
 	if (partial_open(p, r->file, PARTIAL_FIND, err) || img_receive_state(r->file, state, err))
 		return -1;
-	if (*p || *state != IMG_RECEIVING)
+	if (*p || (*state != IMG_RECEIVING && !partial_is_left(r->file)))
 		return 0;
 	return partial_open(p, r->file, PARTIAL_MAKE, err) || img_receive_state(r->file, state, err)
 		       ? -1

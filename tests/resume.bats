@@ -322,6 +322,41 @@ joined() {
 	[ "$(cat out)" = precious ]
 }
 
+@test "--abort removes it also where the log was lost" {
+	send_cut 3500000 | vhd-recv --type=raw out || [ $? -eq 75 ]
+	rm .out.partial-log.tmp
+	vhd-recv --abort out
+	nothing_left disk.raw
+}
+
+@test "killed before anything was durable: what is there goes when the name is taken" {
+	mkfifo pipe
+	send >s
+	vhd-recv --type=raw out <pipe 3>&- &
+	local receiver=$!
+	exec 5>pipe
+	head -c 700000 s >&5
+	wait_for test -e .out.partial.tmp
+	kill -KILL $receiver
+	wait $receiver || :
+	exec 5>&-
+	echo other >out
+	refused 73 vhd-recv --type=raw out <s
+	nothing_left disk.raw out pipe s
+}
+
+@test "killed between the two names of the disk where none can be exchanged for another" {
+	need strace
+	send >s
+	run env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=renameat2,unlink \
+		-e inject=renameat2:error=EINVAL -e inject=unlink:signal=KILL:when=2 vhd-recv --type=raw out <s
+	assert_status 137
+	[ "$(stat -c %h out)" = 2 ]
+	send | vhd-recv --type=raw out
+	came_whole raw
+	[ "$(stat -c %h out)" = 1 ]
+}
+
 @test "a stream that begins anew replaces it" {
 	send_cut 3500000 | vhd-recv --type=raw out || :
 	head -c 8M /dev/urandom >disk.raw
