@@ -22,6 +22,7 @@ struct partial_head {
 	uint64_t began;		     /* seconds since 1970 */
 	bool onto;		     /* the image is a child of FILE, and will be merged into it */
 	uint8_t base[IMG_SUM_BYTES]; /* identity of FILE then */
+	uint8_t boot[16];	     /* of the system's run; zeros: not known */
 	uint64_t file;		     /* ONTO: partial_file_id() of FILE; 0: not known */
 	char parent[4096];	     /* as the user named it; "" without one */
 };

@@ -14,7 +14,7 @@
 #include "bytes.h"
 #include "partial_impl.h"
 
-static const uint8_t magic[8] = {'q', 's', 'm', 'p', 'a', 'r', 't', '2'};
+static const uint8_t magic[8] = {'q', 's', 'm', 'p', 'a', 'r', 't', '3'};
 enum { HEAD = 1, CHUNKS = 2, MARK = 3, APPLY = 4, DONE = 5 };
 enum { RECORD_HEAD = 8, RECORD_SUM = 8, MARK_LEN = 104 + 24 };
 enum { FLAG_COMPLETE = 1 };
@@ -65,7 +65,7 @@ static int next(struct partial *p, uint64_t *at, uint64_t *chain, uint32_t *type
 	return 1;
 }
 
-enum { HEAD_FIXED = 136 };
+enum { HEAD_FIXED = 152 };
 
 static size_t head_put(const struct partial_head *h, uint8_t *b)
 {
@@ -87,6 +87,7 @@ static size_t head_put(const struct partial_head *h, uint8_t *b)
 	b[110] = h->onto;
 	memcpy(b + 112, h->base, 16);
 	le64_put(b + 128, h->file);
+	memcpy(b + 136, h->boot, 16);
 	memcpy(b + HEAD_FIXED, h->parent, n);
 	return HEAD_FIXED + n;
 }
@@ -111,6 +112,7 @@ static bool head_get(struct partial_head *h, const uint8_t *b, size_t len)
 	h->onto = b[110];
 	memcpy(h->base, b + 112, 16);
 	h->file = le64_get(b + 128);
+	memcpy(h->boot, b + 136, 16);
 	memcpy(h->parent, b + HEAD_FIXED, len - HEAD_FIXED);
 	return true;
 }

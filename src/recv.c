@@ -60,6 +60,7 @@ static int describe(const struct recv *r, struct partial_head *h, struct img_err
 	h->began = (uint64_t)time(NULL);
 	h->onto = r->onto;
 	memcpy(h->base, r->base_id, sizeof(h->base));
+	(void)img_identity_boot(h->boot);
 	snprintf(h->parent, sizeof(h->parent), "%s", r->parent && !r->onto ? r->parent : "");
 	return r->onto && partial_file_id(r->file, true, &h->file)
 		       ? img_err_errno(err, errno, "%s", r->file)
@@ -156,14 +157,20 @@ static int check_partial(struct recv *r, const struct stream_begin *begin, struc
  * part came for. A difference is compared with the disk that was sent; once FILE is there, or half
  * merged, it does not depend on this.
  */
-static int check_base_same(const struct recv *r, struct img_err *err)
+static int check_base_same(struct recv *r, struct img_err *err)
 {
+	const struct partial_head *h = partial_get(r->partial);
+	uint8_t boot[16] = {0};
 	const bool told = r->verify_base || r->base_changed || r->begin.kind != STREAM_INCREMENT;
 
 	if (partial_is_applied(r->partial) ||
-	    (!r->onto && (told || partial_is_published(r->partial))) ||
-	    !memcmp(partial_get(r->partial)->base, r->base_id, sizeof(r->base_id)))
+	    (!r->onto && (told || partial_is_published(r->partial))))
 		return 0;
+	(void)img_identity_boot(boot);
+	/* After power loss content may be newer than times. With --onto the base is closed. */
+	if (!memcmp(h->base, r->base_id, sizeof(r->base_id)))
+		return r->onto || !memcmp(h->boot, boot, sizeof(boot)) ? 0
+								       : recv_compare_base(r, err);
 	return img_err_set(err, IMG_DATA,
 			   "%s: was written to since the first part was received; %svhd-recv "
 			   "--abort drops that",

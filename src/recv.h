@@ -68,6 +68,9 @@ int recv_parent_in(const struct recv *r, const char *parent, struct img_open *op
  * the image is created with. */
 int recv_fits(struct recv *r, struct img_err *err);
 
+/* The content of PARENT is what the stream says, or nobody knows: all is read that is not known. */
+int recv_compare_base(struct recv *r, struct img_err *err);
+
 /* recv_there.c: FILE is there, and perhaps what comes. BEGIN fits what is here. */
 int recv_there_begin(struct recv *r, struct img_err *err);
 /* It holds this; BUF is NULL for zeros. */

@@ -37,20 +37,43 @@ static int check_base_identity(const struct recv *r, struct img_err *err)
 	return 0;
 }
 
-static int sum_base(struct recv *r, struct img_sum_result *sum, struct img_err *err)
+static int sum_base(struct recv *r, bool known, uint64_t limit, struct img_sum_result *sum,
+		    struct img_err *err)
 {
 	struct cli_progress progress;
-	const struct img_sum_how how = {.known = !r->verify_base,
-					.limit = cli_cheap_sum(r->begin.planned_bytes),
-					.progress = cli_progress,
-					.ctx = &progress};
+	const struct img_sum_how how = {
+		.known = known, .limit = limit, .progress = cli_progress, .ctx = &progress};
 	int rc;
 
 	cli_progress_start(&progress, &r->common, r->parent);
 	rc = img_sum_disk(r->base, &how, sum, err);
-	if (r->verify_base || progress.shown)
+	if (!limit || progress.shown)
 		cli_progress_end(&progress, img_size(r->base));
 	return rc;
+}
+
+static int check_sum(const struct recv *r, const struct img_sum_result *sum, struct img_err *err)
+{
+	if (sum->done && strcmp(sum->sum, r->begin.base_sum))
+		return img_err_set(err, IMG_DATA,
+				   "%s: is not the base of this increment: content sum %s, wanted "
+				   "%s; it was changed since",
+				   r->parent, sum->sum, r->begin.base_sum);
+	return 0;
+}
+
+int recv_compare_base(struct recv *r, struct img_err *err)
+{
+	struct img_sum_result sum = {.done = false};
+
+	if (!*r->begin.base_sum)
+		return img_err_set(
+			err, IMG_DATA,
+			"%s: the system was started again since the first part was "
+			"received, and nothing tells whether it was written to; send the "
+			"rest with vhd-send --verify-base, or vhd-recv --abort drops that",
+			r->parent);
+	return sum_base(r, true, 0, &sum, err) || check_sum(r, &sum, err) ? -1 : 0;
 }
 
 /*
@@ -68,20 +91,16 @@ static int check_base_sum(struct recv *r, struct img_err *err)
 				   "with vhd-send --verify-base");
 	if (!*r->begin.base_sum || r->base_changed)
 		return 0;
-	if (r->verify_base && sum_base(r, &sum, err))
+	if (r->verify_base && sum_base(r, false, 0, &sum, err))
 		return -1;
-	if (!r->verify_base && sum_base(r, &sum, &unasked)) {
+	if (!r->verify_base &&
+	    sum_base(r, true, cli_cheap_sum(r->begin.planned_bytes), &sum, &unasked)) {
 		if (cli_interrupted())
 			return img_err_set(err, IMG_AGAIN, "%s: interrupted", r->file);
 		cli_warn("%s: its content cannot be compared: %s", r->parent, unasked.msg);
 		return 0;
 	}
-	if (sum.done && strcmp(sum.sum, r->begin.base_sum))
-		return img_err_set(err, IMG_DATA,
-				   "%s: is not the base of this increment: content sum %s, wanted "
-				   "%s; it was changed since",
-				   r->parent, sum.sum, r->begin.base_sum);
-	return 0;
+	return check_sum(r, &sum, err);
 }
 
 static int open_base(struct recv *r, struct img_err *err)

@@ -441,6 +441,41 @@ increment_cut() {
 	[ "$(our_sha dst/child.avhd)" = "$(our_sha src/child.avhd)" ]
 }
 
+# As with the source: what is written to a mapping of a file on tmpfs changes no time.
+@test "the rest of an increment: a base with its old times is compared if the system was started again" {
+	need unshare
+	# Larger than what is read unasked
+	head -c 40M /dev/urandom >base.raw
+	vhd-send --raw base.raw | vhd-recv -q --type=dynamic base.vhd >/dev/null
+	model make child.avhd --parent=base.vhd --fill=700:4K --seed=7
+	cat >change.py <<-'END'
+		import mmap
+		with open('small/base.vhd', 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:
+		    m[20000000] ^= 1
+	END
+	echo 01234567-89ab-4def-8123-456789abcdef >boot
+	small_fs 100M '
+		send() { vhd-send --checkpoint=1M --from=base.vhd "$@" child.avhd; }
+		recv() { vhd-recv --parent=small/base.vhd small/child.avhd; }
+		cp base.vhd small/
+		send 2>/dev/null | head -c 2000000 | recv
+		token=$(vhd-recv --token small/child.avhd)
+		rm -f base.vhd.sums small/base.vhd.sums
+		send --resume="$token" >untold
+		send --resume="$token" --verify-base >told || exit 99
+		mount --bind boot /proc/sys/kernel/random/boot_id || exit 98
+		'"$python"' change.py
+		recv <untold 2>why
+		[ $? -eq 65 ] || exit 97
+		recv <told 2>>why
+		[ $? -eq 65 ] || exit 96
+		[ ! -e small/child.avhd ] || exit 95
+		'"$python"' change.py
+		recv <told'
+	grep 'started again' why
+	grep 'changed since' why
+}
+
 @test "the rest of an increment: --base-changed takes a base that was written to since" {
 	increment_cut
 	model write dst/base.vhd --fill=1:512 --seed=9
