@@ -138,9 +138,12 @@ static int make_log(const struct partial *p, struct img_err *err)
 	return img_err_errno(err, errnum, "%s: cannot create beside it", p->file);
 }
 
-static int open_log(struct partial *p, bool make, struct img_err *err)
+/* Whoever only looks may do it on a file system that cannot be written to any more. */
+static int open_log(struct partial *p, enum partial_open how, struct img_err *err)
 {
-	return (make && make_log(p, err)) || io_open(&p->log, p->path, true, err) ? -1 : 0;
+	if (how == PARTIAL_MAKE && make_log(p, err))
+		return -1;
+	return io_open(&p->log, p->path, how != PARTIAL_PEEK, err);
 }
 
 /* Whoever made the log says what is in the image. Others must not, where they may write. */
@@ -177,7 +180,7 @@ static int lock_log(struct partial *p, enum partial_open how, struct img_err *er
 
 		if (!make && lstat(p->path, &st) < 0 && errno == ENOENT)
 			return 1;
-		if (open_log(p, make, err))
+		if (open_log(p, how, err))
 			return -1;
 		img_err_clear(err);
 		if (io_lock(&p->log, IO_LOCK_EXCLUSIVE, err) == 0) {

@@ -322,6 +322,16 @@ joined() {
 	[ "$(cat out)" = precious ]
 }
 
+@test "--status of what lies on a file system that can only be read" {
+	need unshare
+	needs_root
+	send_cut 3500000 | vhd-recv --type=raw out || [ $? -eq 75 ]
+	unshare -m sh -c 'mount --bind . . && mount -o remount,ro,bind . && cd "$PWD" &&
+		vhd-recv --status --json out' >status
+	run cat status
+	[ "$(json .offset)" -eq $((3 << 20)) ]
+}
+
 @test "--abort removes it also where the log was lost" {
 	send_cut 3500000 | vhd-recv --type=raw out || [ $? -eq 75 ]
 	rm .out.partial-log.tmp
