@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 # Every operation that changes disks, cut short in every way that a power cut, a full disk, a failed sync or a kill
-# can do it (tests/crash/explore.c). A sample; `make crash-long` takes more. QSM_CRASH_SEED repeats one,
-# QSM_CRASH_STATES is how many for each operation.
+# can do it (tests/crash/explore.c). A sample; `make crash-long` takes more, and others each time. QSM_CRASH_SEED is
+# where it starts, QSM_CRASH_STATES is how many for each operation.
 load helper
 
 explore=$QSM_BUILD/tests/crash/explore
@@ -23,7 +23,7 @@ sample() {
 	# Which scenarios have kept sums that are believed is chance: more of them, until there are.
 	[ "$states" -lt 800 ] || kept=--kept
 	run "$explore" --dir="$fast" --op="$1" --states="$states" $kept \
-		${QSM_CRASH_SEED:+--seed="$QSM_CRASH_SEED"}
+		--seed="${QSM_CRASH_SEED:-$chance}"
 	printf '# %s\n' "${lines[0]}" "${lines[-1]}" >&3
 	assert_status 0
 	# kept sums were there to be looked at

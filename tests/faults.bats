@@ -23,10 +23,9 @@ teardown() {
 
 # each KIND TASK…
 each() {
-	local seed=$RANDOM
 	run "$python" -B "$top/tests/model/nthfaults.py" "$BATS_FILE_TMPDIR/nth.so" "$@" \
-		--most="${FAULTS_MOST:-25}" --seed="$seed"
-	[ "$status" -eq 0 ] || fail "--seed=$seed"
+		--most="${FAULTS_MOST:-25}" --seed="$chance"
+	[ "$status" -eq 0 ] || fail "--seed=$chance"
 }
 
 looking='info map sum check check-json send'

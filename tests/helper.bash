@@ -33,6 +33,10 @@ export LC_ALL=C.UTF-8
 # Nothing of the caller's may leak in, and nothing of the tests out.
 unset QSM_PARENT_PATH QSM_LAB QSM_LAB_HOST QSM_VM_DIR QSM_RUN_DIR QSM_STATE_DIR QSM_NET_DIR
 
+# What is tried by chance is the same in each run: a tree that did not change passes again. QSM_SEED=$RANDOM tries
+# something else.
+export chance=${QSM_SEED:-1}
+
 # fail MESSAGE…: what was wrong, shown with the last `run`. tests/run finds the first one by its arrow.
 fail() {
 	printf '==> ' >&2

@@ -455,7 +455,7 @@ secret() {
 
 @test "random bytes in the structures: no crash, no hang, no memory" {
 	# The structures of 60 damaged disks, half of them with right checksums.
-	"$python" - "$top/tests/model" $RANDOM >seed <<-'END'
+	"$python" - "$top/tests/model" "$chance" >seed <<-'END'
 		import random, sys
 		sys.path.insert(0, sys.argv[1])
 		import vhdmodel

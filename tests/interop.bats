@@ -171,7 +171,7 @@ mkchain() {
 @test "random work on chains, compared after every step" {
 	for i in 1 2 3 4 5; do
 		mkdir r$i
-		run env -C r$i PYTHONDONTWRITEBYTECODE=1 "$python" "$top/tests/model/randomchain.py" $RANDOM 30
+		run env -C r$i PYTHONDONTWRITEBYTECODE=1 "$python" "$top/tests/model/randomchain.py" $((chance * 1000 + i)) 30
 		assert_status 0
 	done
 }

@@ -714,18 +714,18 @@ keeps_child() {
 
 @test "the power goes at any moment" {
 	for k in same blocks tap old fixed raw middle deep; do
-		faults mergefaults power $k --most=40 --seed=$RANDOM
+		faults mergefaults power $k --most=40 --seed="$chance"
 	done
 }
 
 @test "the power goes at any moment, with --delete" {
-	faults mergefaults power same --most=60 --delete --seed=$RANDOM
-	faults mergefaults power deep --most=60 --delete --seed=$RANDOM
+	faults mergefaults power same --most=60 --delete --seed="$chance"
+	faults mergefaults power deep --most=60 --delete --seed="$chance"
 }
 
 @test "killed, started again, and then the power goes" {
 	for k in same tap middle; do
-		faults mergefaults twice $k --most=30 --seed=$RANDOM
+		faults mergefaults twice $k --most=30 --seed="$chance"
 	done
 }
 
