@@ -45,7 +45,7 @@ static void print_json(const struct recv *r, const struct partial *p, bool close
 	fputs("}\n", r->out);
 }
 
-static void print_status(const struct recv *r, const struct partial *p, bool closed)
+static void print_status(const struct recv *r, const struct partial *p, enum img_receiving state)
 {
 	const struct stream_mark *m = p ? partial_mark(p) : NULL;
 	bool in_use = p && partial_in_use(p);
@@ -59,10 +59,9 @@ static void print_status(const struct recv *r, const struct partial *p, bool clo
 		fprintf(r->out, "%s: %s\n", r->file,
 			in_use ? "being received, nothing is durable yet"
 			       : "nothing of it is here");
-	if (closed && !in_use)
-		fprintf(r->out,
-			"%s: no tool opens it until the same command has finished, or vhd-recv --abort\n",
-			r->file);
+	if (state != IMG_RECEIVING_NOT && !in_use)
+		fprintf(r->out, "%s: no tool opens it until the same command has finished%s\n",
+			r->file, state == IMG_RECEIVING_MERGE ? "" : ", or vhd-recv --abort");
 }
 
 /* *P locked, and what FILE is closed for then. A log that was lost is no reason to leave FILE
@@ -122,7 +121,7 @@ int recv_manage(struct recv *r, struct img_err *err)
 	if (r->verb == STATUS && r->json)
 		print_json(r, p, state != IMG_RECEIVING_NOT);
 	else if (r->verb == STATUS)
-		print_status(r, p, state != IMG_RECEIVING_NOT);
+		print_status(r, p, state);
 	partial_close(p);
 	return 0;
 }

@@ -192,12 +192,20 @@ static void parse(struct recv *r, int argc, char **argv)
 
 static void tell_kept(const struct recv *r)
 {
+	enum img_receiving state;
+	struct img_err ignored = {0};
 	char at[32], size[32];
 
-	cli_warn("%s: %s of %s are kept; vhd-send --resume=\"$(vhd-recv --token FILE)\" goes on, "
-		 "vhd-recv --abort FILE drops it",
-		 r->file, cli_human(partial_mark(r->partial)->off, at),
-		 cli_human(partial_get(r->partial)->what.size, size));
+	/* Once it is there is no way back. */
+	if (img_receive_state(r->file, &state, &ignored) == 0 && state == IMG_RECEIVING_MERGE)
+		cli_warn("%s: half merged, and no tool opens it; the same command, or "
+			 "vhd-send --resume=\"$(vhd-recv --token FILE)\", goes on",
+			 r->file);
+	else
+		cli_warn("%s: %s of %s are kept; vhd-send --resume=\"$(vhd-recv --token FILE)\" "
+			 "goes on, vhd-recv --abort FILE drops it",
+			 r->file, cli_human(partial_mark(r->partial)->off, at),
+			 cli_human(partial_get(r->partial)->what.size, size));
 }
 
 int main(int argc, char **argv)

@@ -251,6 +251,21 @@ half_merged() {
 	assert_status 137
 }
 
+@test "half merged: nothing that is said offers a way back, there is none" {
+	half_merged
+	run vhd-recv --status dst/disk.vhd
+	assert_output_has 'until the same command has finished'
+	[[ $output != *--abort* ]]
+	send >rest
+	run --separate-stderr env ASAN_OPTIONS=detect_leaks=0 strace -f -qq -o trace -e trace=pwrite64 \
+		-e inject=pwrite64:error=EIO:when=1+ vhd-recv --onto dst/disk.vhd <rest
+	assert_status 74
+	[[ $stderr == *'half merged'*'goes on'* ]]
+	[[ $stderr != *--abort* ]]
+	vhd-recv --onto dst/disk.vhd <rest
+	updated
+}
+
 @test "finished by vhd-merge" {
 	half_merged
 	run --separate-stderr vhd-recv --abort dst/disk.vhd
