@@ -226,8 +226,6 @@ int check_find_parent(struct check *c, struct img_err *err);
 void check_report_loop(struct check *c, const char *path);
 void check_report_depth(struct check *c, unsigned layers);
 
-/* vhd_check_head.c */
-
 /* vhd_check_bat.c */
 void check_area_add(struct check *c, uint64_t off, uint64_t len, uint64_t owned, const char *what);
 /* The area in the range, or NULL. */

@@ -99,8 +99,7 @@ bool partial_is_left(const char *file);
 
 /*
  * The log goes, and the image under its name while it is partial; with IMAGE under any name, and
- * durably. Refused (IMG_DATA) where FILE is half merged
- * with the image.
+ * durably. Refused then (IMG_DATA) where FILE is half merged with the image.
  */
 int partial_remove(struct partial *p, bool image, struct img_err *err);
 

@@ -158,16 +158,21 @@ came_whole() {
 	came_whole raw
 }
 
-# After the power was cut, the times of a file may be older than its content; what is written to a mapping of a file
-# on tmpfs changes none either.
+# started_again FILE OFFSET: the id of another run of the system, and change.py, which changes a byte of FILE but not its
+# times. After the power was cut they may be older than the content; what is written to a mapping of a file on tmpfs
+# changes none either.
+started_again() {
+	echo 01234567-89ab-4def-8123-456789abcdef >boot
+	cat >change.py <<-END
+		import mmap
+		with open('$1', 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:
+		    m[$2] ^= 1
+	END
+}
+
 @test "a source that was changed, and has its old times since the system was started again, is refused" {
 	need unshare
-	cat >change.py <<-'END'
-		import mmap
-		with open('small/disk.raw', 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:
-		    m[1500000] ^= 1
-	END
-	echo 01234567-89ab-4def-8123-456789abcdef >boot
+	started_again small/disk.raw 1500000
 	small_fs 20M '
 		send="vhd-send --raw --checkpoint=1M small/disk.raw"
 		cp disk.raw small/
@@ -451,19 +456,13 @@ increment_cut() {
 	[ "$(our_sha dst/child.avhd)" = "$(our_sha src/child.avhd)" ]
 }
 
-# As with the source: what is written to a mapping of a file on tmpfs changes no time.
 @test "the rest of an increment: a base with its old times is compared if the system was started again" {
 	need unshare
 	# Larger than what is read unasked
 	head -c 40M /dev/urandom >base.raw
 	vhd-send --raw base.raw | vhd-recv -q --type=dynamic base.vhd >/dev/null
 	model make child.avhd --parent=base.vhd --fill=700:4K --seed=7
-	cat >change.py <<-'END'
-		import mmap
-		with open('small/base.vhd', 'r+b') as f, mmap.mmap(f.fileno(), 0) as m:
-		    m[20000000] ^= 1
-	END
-	echo 01234567-89ab-4def-8123-456789abcdef >boot
+	started_again small/base.vhd 20000000
 	small_fs 100M '
 		send() { vhd-send --checkpoint=1M --from=base.vhd "$@" child.avhd; }
 		recv() { vhd-recv --parent=small/base.vhd small/child.avhd; }
